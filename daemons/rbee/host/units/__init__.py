@@ -1,0 +1,1 @@
+"""systemd units: watched and controlled over D-Bus."""

@@ -1,0 +1,1 @@
+"""The queen: registry of workers, routing, and the public API."""

@@ -1,0 +1,1 @@
+"""HTTP server and client plumbing that every daemon shares."""

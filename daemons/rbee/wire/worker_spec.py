@@ -1,0 +1,59 @@
+"""What a worker is: the content of its definition file ID.yaml, written by an operator or a hive, read by the worker."""
+
+import enum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+Port = Annotated[int, Meta(ge=1024, le=65535)]
+
+
+class Backend(enum.StrEnum):
+    """Execution providers that this build knows; the list is data, ready for more."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Task(enum.StrEnum):
+    """What a model does; ``auto`` reads it from the model's files."""
+
+    AUTO = "auto"
+    GENERATE = "generate"
+    EMBED = "embed"
+    TENSOR = "tensor"
+
+
+class PortRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """TCP ports to try, in order, both ends included."""
+
+    first: Port = 8081
+    last: Port = 9000
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One worker's definition.
+
+    ``model`` is a folder (absolute path or file:///) under a model root. ``name`` is what clients call the model
+    (default: the folder's name). ``device`` counts CUDA devices from 0. ``slots`` bounds the requests that run at
+    once. ``threads`` 0 means the cores this process may use. Durations are in seconds; ``idle_limit_s`` 0 means
+    never stop for idleness, null means the hive's default. ``load_stall_s``: loading with no progress for this
+    long ends the start. ``gpu_mem_limit_mb`` bounds the CUDA arena.
+    """
+
+    model: Annotated[str, Meta(min_length=1, max_length=4096)]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$")] | None = None
+    task: Task = Task.AUTO
+    backend: Backend = Backend.CPU
+    device: Annotated[int, Meta(ge=0, le=63)] = 0
+    slots: Annotated[int, Meta(ge=1, le=256)] = 4
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    listen_host: str = "127.0.0.1"
+    ports: PortRange = PortRange()
+    idle_limit_s: Annotated[float, Meta(ge=0)] | None = None
+    load_stall_s: Annotated[float, Meta(gt=0)] = 300.0
+    drain_limit_s: Annotated[float, Meta(gt=0)] = 27.0
+    step_limit_s: Annotated[float, Meta(gt=0)] = 60.0
+    max_context: Annotated[int, Meta(ge=1)] | None = None
+    gpu_mem_limit_mb: Annotated[int, Meta(ge=64)] | None = None

@@ -1,0 +1,1 @@
+"""The worker: one process, one model, one device, ONNX Runtime sessions behind an HTTP API."""
