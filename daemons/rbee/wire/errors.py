@@ -21,7 +21,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=False):
     details: dict[str, Any] = {}
     correlation_id: str | None = None
     type: str | msgspec.UnsetType = msgspec.UNSET
-    param: str | None | msgspec.UnsetType = msgspec.UNSET
+    param: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -62,9 +62,7 @@ class RbeeError(Exception):
 
     def openai_info(self, correlation_id: str | None) -> ErrorInfo:
         """The same with OpenAI's own fields beside ours."""
-        return ErrorInfo(
-            self.code, self.message, self.details, correlation_id, type=self.openai_type, param=self.param
-        )
+        return ErrorInfo(self.code, self.message, self.details, correlation_id, type=self.openai_type, param=self.param)
 
 
 class InternalError(RbeeError):

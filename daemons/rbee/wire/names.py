@@ -76,9 +76,7 @@ def request_id(value: str) -> str:
     try:
         return str(uuid.UUID(value))
     except ValueError:
-        raise InvalidRequest(
-            "the request id is not a UUID", details={"field": "request_id"}
-        ) from None
+        raise InvalidRequest("the request id is not a UUID", details={"field": "request_id"}) from None
 
 
 def unit_of(worker: str) -> str:

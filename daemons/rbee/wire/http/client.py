@@ -1,0 +1,124 @@
+"""HTTP to a partner daemon: pooled keep-alive connections, a token per hop, and a time limit on every call."""
+
+import asyncio
+import json
+from typing import Any, TypeVar
+
+import aiohttp
+import msgspec
+
+from rbee.wire import context
+from rbee.wire.auth import Secret
+from rbee.wire.errors import ConnectionTimeout, ErrorBody, ProtocolError, RbeeError, Unavailable
+from rbee.wire.http.middleware import CORRELATION_HEADER
+
+T = TypeVar("T")
+CALLER_HEADER = "X-Rbee-Caller"
+_CONNECT_TIMEOUT_S = 10.0
+_MOST_ANSWER_BYTES = 16 << 20
+
+
+class RemoteError(RbeeError):
+    """An error that a partner daemon answered: its own code, status, sentence and details, carried on unchanged."""
+
+    def __init__(self, code: str, status: int, message: str, details: dict[str, Any]) -> None:
+        super().__init__(message, details=details)
+        self.code = code  # type: ignore[misc]
+        self.status = status  # type: ignore[misc]
+
+
+def client_session(
+    *, token: Secret | None = None, unix_socket: str | None = None, connections: int = 100
+) -> aiohttp.ClientSession:
+    """A session to one partner (or, over TCP, to several with the same token).
+
+    No cookies, no proxies of the environment, no total time limit: each call brings its own. At most ``connections``
+    are open at once; a call past that waits within its time limit. The loop sets TCP_NODELAY.
+    """
+    connector: aiohttp.BaseConnector
+    if unix_socket is not None:
+        connector = aiohttp.UnixConnector(unix_socket, limit=connections, keepalive_timeout=60.0)
+    else:
+        connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=60.0, ttl_dns_cache=60)
+    headers = {} if token is None else {"Authorization": f"Bearer {token.reveal()}"}
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers=headers,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        auto_decompress=False,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
+    )
+
+
+def request_headers() -> dict[str, str]:
+    """Headers that carry the request in hand on to the next hop: its correlation id and its caller's fingerprint."""
+    headers = {}
+    correlation = context.correlation_id.get()
+    if correlation is not None:
+        headers[CORRELATION_HEADER] = correlation
+    caller = context.caller.get()
+    if caller is not None:
+        headers[CALLER_HEADER] = caller
+    return headers
+
+
+async def fetch_json(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    kind: type[T],
+    *,
+    body: object = None,
+    timeout_s: float,
+) -> T:
+    """Call and decode the answer into ``kind``.
+
+    Raises ConnectionTimeout when nothing came within ``timeout_s``, Unavailable when no connection could be made,
+    ProtocolError when the answer does not decode (with the position), RemoteError for an error the partner answered.
+    """
+    data = None if body is None else msgspec.json.encode(body)
+    headers = request_headers() | ({"Content-Type": "application/json"} if data is not None else {})
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            session.request(method, url, data=data, headers=headers, allow_redirects=False) as response,
+        ):
+            answer = await response.content.read(_MOST_ANSWER_BYTES)
+            status = response.status
+    except TimeoutError:
+        raise ConnectionTimeout(f"no answer within {timeout_s:g} s", details={"timeout_s": timeout_s}) from None
+    except aiohttp.ClientError as error:
+        raise Unavailable(f"the connection failed: {type(error).__name__}") from error
+    if status >= 400:
+        raise remote_error(status, answer)
+    return decode_answer(answer, kind)
+
+
+def remote_error(status: int, answer: bytes) -> RemoteError:
+    """The error that a partner answered, from its body; a body of another shape gives the status alone."""
+    try:
+        info = msgspec.json.decode(answer, type=ErrorBody).error
+    except msgspec.DecodeError:
+        return RemoteError("PROTOCOL_ERROR", status, f"the partner answered HTTP status {status}", {})
+    return RemoteError(info.code, status, info.message, info.details)
+
+
+def decode_answer(answer: bytes, kind: type[T]) -> T:
+    """Decode a partner's answer; raises ProtocolError that names the position or the field."""
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except msgspec.ValidationError as error:
+        raise ProtocolError(f"the answer does not fit the protocol: {error}") from None
+    except msgspec.DecodeError:
+        raise ProtocolError(f"the answer is not valid JSON: {_position(answer)}") from None
+
+
+def _position(answer: bytes) -> str:
+    try:
+        json.loads(answer)
+    except json.JSONDecodeError as error:
+        return f"line {error.lineno} column {error.colno}"
+    except UnicodeDecodeError as error:
+        return f"byte {error.start}"
+    return "it does not decode"

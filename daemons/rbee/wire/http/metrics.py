@@ -1,0 +1,41 @@
+"""Counters that every HTTP server keeps of itself, and the /metrics route."""
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_TYPE
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+
+DURATION_BUCKETS = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+)  # fmt: skip
+"""Seconds: fine where a hop is a millisecond, coarse where a model loads."""
+
+
+class HttpMetrics:
+    """Requests and their durations by route pattern, method and status; ids are never labels."""
+
+    def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
+        self.registry = registry
+        self.requests = Counter(
+            f"{prefix}_http_requests_total",
+            "HTTP requests answered",
+            ("route", "method", "status"),
+            registry=registry,
+        )
+        self.errors = Counter(
+            f"{prefix}_http_errors_total", "Answers that are errors, by code", ("code",), registry=registry
+        )
+        self.duration = Histogram(
+            f"{prefix}_http_request_seconds",
+            "Time from request to the end of its answer",
+            ("route",),
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+
+
+def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The metrics as text and its content type: OpenMetrics where the scraper asks for it, else Prometheus text."""
+    if "application/openmetrics-text" in accept:
+        return generate_openmetrics(registry), OPENMETRICS_TYPE
+    return generate_latest(registry), CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]

@@ -1,0 +1,236 @@
+"""What every request passes through: correlation id, metrics, errors in the one shape, authentication."""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from http import HTTPStatus
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from rbee.wire import context
+from rbee.wire.auth import ANONYMOUS, CHALLENGE, Identity, Role, TokenVerifier
+from rbee.wire.errors import (
+    Conflict,
+    ErrorBody,
+    Forbidden,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    RbeeError,
+)
+from rbee.wire.http.metrics import HttpMetrics
+from rbee.wire.log import log
+from rbee.wire.peer import PeerAdmins
+
+LOGGER = logging.getLogger(__name__)
+CORRELATION_HEADER = "X-Correlation-Id"
+IDENTITY = "identity"
+STREAM = "stream"
+"""Key of a request whose answer has begun: an error can no longer become an answer of its own."""
+
+
+_ROLES = "rbee_roles"
+_OPEN = "rbee_open"
+_DEFAULT_ROLES = frozenset({Role.API})
+
+
+def allow(*roles: Role) -> Callable[[Handler], Handler]:
+    """Decorate a handler: only callers of one of ``roles`` (and administrators) may use it."""
+
+    def mark(handler: Handler) -> Handler:
+        setattr(_function(handler), _ROLES, frozenset(roles))
+        return handler
+
+    return mark
+
+
+def open_route(handler: Handler) -> Handler:
+    """Decorate a handler that anybody may call: health and metrics."""
+    setattr(_function(handler), _OPEN, True)
+    return handler
+
+
+def _function(handler: Handler) -> object:
+    return getattr(handler, "__func__", handler)
+
+
+def correlation(component: str) -> Middleware:
+    """Give each request its correlation id: the caller's where it is a UUID, else a new one."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request_id = _uuid_or_new(request.headers.get(CORRELATION_HEADER))
+        context.correlation_id.set(request_id)
+        context.caller.set(None)
+        request["component"] = component
+        return await handler(request)
+
+    return middleware
+
+
+async def name_correlation(request: web.Request, response: web.StreamResponse) -> None:
+    """on_response_prepare signal: name the correlation id on every answer, streams included."""
+    request_id = context.correlation_id.get()
+    if request_id is not None:
+        response.headers[CORRELATION_HEADER] = request_id
+
+
+def _uuid_or_new(header: str | None) -> str:
+    if header is not None and len(header) <= 64:
+        try:
+            return str(uuid.UUID(header))
+        except ValueError:
+            pass
+    return str(uuid.uuid4())
+
+
+def measured(metrics: HttpMetrics) -> Middleware:
+    """Count the request under its route's pattern and time it to the end of its answer."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.perf_counter()
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource is not None else "unknown"
+        status = "499"  # the client left: its handler is cancelled and no answer is made
+        try:
+            response = await handler(request)
+            status = str(response.status)
+        finally:
+            metrics.requests.labels(route, request.method, status).inc()
+            metrics.duration.labels(route).observe(time.perf_counter() - started)
+        return response
+
+    return middleware
+
+
+def errors(metrics: HttpMetrics, openai_prefixes: tuple[str, ...]) -> Middleware:
+    """Turn every exception into the one error shape, and log those that are our fault."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except RbeeError as error:
+            return _answer(request, error)
+        except web.HTTPException as error:
+            if error.status < HTTPStatus.BAD_REQUEST:
+                raise
+            return _answer(request, _of_aiohttp(error))
+        except ConnectionResetError:
+            raise  # the client is gone: there is nobody to answer
+        except Exception as error:  # noqa: BLE001 - the last edge: logged with its stack, answered as 500
+            _log_unexpected(request, error)
+            return _answer(request, _unexpected())
+
+    def _answer(request: web.Request, error: RbeeError) -> web.StreamResponse:
+        metrics.errors.labels(error.code).inc()
+        _log_answered(request, error)
+        begun = request.get(STREAM)
+        if isinstance(begun, web.StreamResponse):
+            # the head is out: a connection that ends short tells the client that the stream is not whole
+            if request.transport is not None:
+                request.transport.close()
+            return begun
+        return error_response(error, openai=request.path.startswith(openai_prefixes))
+
+    return middleware
+
+
+def _unexpected() -> InternalError:
+    return InternalError("something failed inside: the journal has the reason under the correlation id of this answer")
+
+
+def _log_unexpected(request: web.Request, error: Exception) -> None:
+    LOGGER.error("request failed: %s", type(error).__name__, exc_info=error)
+
+
+def _log_answered(request: web.Request, error: RbeeError) -> None:
+    level = logging.ERROR if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        return  # the authentication logs its own refusals
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else "unknown"
+    log(LOGGER, level, "request refused", code=error.code, status=error.status, route=route, why=error.message)
+
+
+def error_response(error: RbeeError, *, openai: bool) -> web.Response:
+    """The answer that an error becomes: its JSON body, status, Retry-After and WWW-Authenticate."""
+    request_id = context.correlation_id.get()
+    info = error.openai_info(request_id) if openai else error.info(request_id)
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = CHALLENGE
+    body = msgspec.json.encode(ErrorBody(info))
+    return web.Response(body=body, status=error.status, content_type="application/json", headers=headers)
+
+
+def _of_aiohttp(error: web.HTTPException) -> RbeeError:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = sorted(error.allowed_methods)
+        return MethodNotAllowed("the route exists for other methods", details={"allowed": allowed})
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return PayloadTooLarge("the body is over the limit of this route: send less at once")
+    if error.status == HTTPStatus.NOT_FOUND:
+        return NotFound("there is no such route here")
+    if error.status == HTTPStatus.CONFLICT:
+        return Conflict("the state of the resource does not allow this")
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _unexpected()
+    return InvalidRequest("the request is malformed")
+
+
+def authentication(verifier: TokenVerifier, admins: PeerAdmins) -> Middleware:
+    """Know the caller before the handler runs: by the kernel on a Unix socket, by Bearer token on TCP."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        route_handler = _function(request.match_info.handler)
+        if not getattr(route_handler, _OPEN, False):
+            identity = _identify(request, verifier, admins)
+            roles = getattr(route_handler, _ROLES, _DEFAULT_ROLES)
+            if not identity.may(roles):
+                log(LOGGER, logging.WARNING, "caller may not use this route", identity=identity.name)
+                raise Forbidden(
+                    f"this token is not for this route: it wants a token of {' or '.join(sorted(roles))}",
+                    details={"roles": sorted(roles)},
+                )
+            request[IDENTITY] = identity
+            context.caller.set(identity.name)
+        return await handler(request)
+
+    return middleware
+
+
+def _identify(request: web.Request, verifier: TokenVerifier, admins: PeerAdmins) -> Identity:
+    transport = request.transport
+    connection = transport.get_extra_info("socket") if transport is not None else None
+    peername = transport.get_extra_info("peername") if transport is not None else None
+    if connection is None:
+        raise Forbidden("the connection is gone")
+    if not isinstance(peername, tuple):  # a TCP peer has an address tuple; a Unix peer has none
+        return admins.identity(connection)
+    if verifier.empty:
+        log(LOGGER, logging.DEBUG, "development mode: no token is configured, loopback is trusted")
+        return ANONYMOUS
+    try:
+        identity = verifier.verify(request.headers.get("Authorization"))
+    except RbeeError as error:
+        log(
+            LOGGER,
+            logging.WARNING,
+            "authentication failed",
+            reason=error.details.get("reason"),
+            identity=error.details.pop("identity", None),
+            code=error.code,
+        )
+        raise
+    log(LOGGER, logging.INFO, "authenticated", identity=identity.name, role=identity.role.value)
+    return identity

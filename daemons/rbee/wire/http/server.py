@@ -1,0 +1,173 @@
+"""One way to build and run an HTTP server: on Unix and TCP sockets, with the shared middlewares."""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from prometheus_client import CollectorRegistry
+
+from rbee.wire.auth import TokenVerifier
+from rbee.wire.errors import InternalError, InvalidRequest, PayloadTooLarge
+from rbee.wire.http import middleware
+from rbee.wire.http.metrics import HttpMetrics, exposition
+from rbee.wire.peer import PeerAdmins
+from rbee.wire.sse import CONTENT_TYPE, DONE, comment, encode
+
+T = TypeVar("T")
+MAX_BODY = 1 << 20
+_BACKLOG = 1024
+_KEEPALIVE_S = 75.0
+_PROTOCOL_ERROR_AT = " - at `$."
+
+
+def build_app(
+    *,
+    component: str,
+    verifier: TokenVerifier,
+    admins: PeerAdmins,
+    metrics: HttpMetrics,
+    max_body: int = MAX_BODY,
+    openai_prefixes: tuple[str, ...] = (),
+) -> web.Application:
+    """An application without routes in which every request is correlated, measured, authenticated, and answered.
+
+    ``max_body`` is in bytes (413 above); errors on paths that start with one of ``openai_prefixes`` carry OpenAI's
+    own fields. aiohttp runs the middlewares in the order of the list, the first one outermost.
+    """
+    app = web.Application(
+        client_max_size=max_body,
+        middlewares=[
+            middleware.correlation(component),
+            middleware.measured(metrics),
+            middleware.errors(metrics, openai_prefixes),
+            middleware.authentication(verifier, admins),
+        ],
+    )
+    app.on_response_prepare.append(middleware.name_correlation)
+    return app
+
+
+def metrics_handler(registry: CollectorRegistry) -> Handler:
+    """The open handler of GET /metrics."""
+
+    @middleware.open_route
+    async def handler(request: web.Request) -> web.StreamResponse:
+        body, content_type = exposition(registry, request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    return handler
+
+
+def json_response(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """An answer whose body is ``value`` as JSON (msgspec)."""
+    return web.Response(
+        body=msgspec.json.encode(value), status=status, content_type="application/json", headers=headers
+    )
+
+
+async def read_json(request: web.Request, kind: type[T]) -> T:
+    """Decode the body strictly into ``kind``; raises InvalidRequest naming the field, PayloadTooLarge over the limit.
+
+    The payload itself is never echoed.
+    """
+    try:
+        body = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise PayloadTooLarge("the body is over the limit of this route: send less at once") from None
+    return decode_body(body, kind)
+
+
+def decode_body(body: bytes, kind: type[T]) -> T:
+    """Decode JSON bytes strictly into ``kind``; raises InvalidRequest naming the field and what was expected."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(_PROTOCOL_ERROR_AT)
+        field = path.removesuffix("`") or "body"
+        raise InvalidRequest(
+            f"the field '{field}' is not acceptable: {reason}", details={"field": field}, param=field
+        ) from None
+    except msgspec.DecodeError:
+        raise InvalidRequest("the body is not valid JSON", details={"field": "body"}) from None
+
+
+class SseStream:
+    """A stream of events to one client; each write goes out at once and waits while the client is slow."""
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        self.response = response
+
+    @classmethod
+    async def open(cls, request: web.Request, headers: dict[str, str] | None = None) -> "SseStream":
+        """Send the head of the answer and return the stream."""
+        response = web.StreamResponse(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        response.headers.update(headers or {})
+        response.content_type = CONTENT_TYPE
+        await response.prepare(request)
+        request[middleware.STREAM] = response
+        return cls(response)
+
+    async def send(self, event: str | None, data: object, event_id: str | None = None) -> None:
+        """Write one event; ``data`` that is not bytes is encoded as JSON."""
+        payload = data if isinstance(data, bytes) else msgspec.json.encode(data)
+        await self.response.write(encode(event, payload, event_id))
+
+    async def raw(self, chunk: bytes) -> None:
+        """Pass bytes through that are events already."""
+        await self.response.write(chunk)
+
+    async def comment(self, text: str) -> None:
+        """Write a comment line, which keeps the connection open."""
+        await self.response.write(comment(text))
+
+    async def done(self) -> None:
+        """Write the closing ``[DONE]`` and end the answer."""
+        await self.response.write(DONE)
+        await self.response.write_eof()
+
+
+class Server:
+    """An application served on sockets that are bound already; a client that leaves cancels its handler.
+
+    ``grace_s`` is how long :meth:`close` lets running handlers go on before it cancels them.
+    """
+
+    def __init__(self, app: web.Application, sockets: Sequence[socket.socket], grace_s: float = 30.0) -> None:
+        self._sockets = list(sockets)
+        self._grace_s = grace_s
+        self._runner = web.AppRunner(
+            app,
+            handle_signals=False,
+            access_log=None,
+            handler_cancellation=True,
+            keepalive_timeout=_KEEPALIVE_S,
+            shutdown_timeout=grace_s,
+        )
+        self._listeners: list[asyncio.AbstractServer] = []
+
+    async def start(self) -> None:
+        """Begin to accept on every socket. The loop sets TCP_NODELAY on each TCP connection."""
+        await self._runner.setup()
+        factory = self._runner.server
+        if factory is None:
+            raise InternalError("the HTTP server did not start")
+        loop = asyncio.get_running_loop()
+        for bound in self._sockets:
+            create = loop.create_unix_server if bound.family == socket.AF_UNIX else loop.create_server
+            self._listeners.append(await create(factory, sock=bound, backlog=_BACKLOG))
+
+    def stop_accepting(self) -> None:
+        """Close the listeners; requests that run go on."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+    async def close(self) -> None:
+        """Stop accepting, give running handlers their grace, then cancel what is left."""
+        self.stop_accepting()
+        async with asyncio.timeout(self._grace_s + 5.0):
+            await self._runner.cleanup()
