@@ -84,7 +84,7 @@ async def fetch_json(
             asyncio.timeout(timeout_s),
             session.request(method, url, data=data, headers=headers, allow_redirects=False) as response,
         ):
-            answer = await response.content.read(_MOST_ANSWER_BYTES)
+            answer = await _read_whole(response)
             status = response.status
     except TimeoutError:
         raise ConnectionTimeout(f"no answer within {timeout_s:g} s", details={"timeout_s": timeout_s}) from None
@@ -93,6 +93,16 @@ async def fetch_json(
     if status >= 400:
         raise remote_error(status, answer)
     return decode_answer(answer, kind)
+
+
+async def _read_whole(response: aiohttp.ClientResponse) -> bytes:
+    # StreamReader.read(n) answers with what has arrived so far, not with n bytes
+    answer = bytearray()
+    async for chunk in response.content.iter_any():
+        answer += chunk
+        if len(answer) > _MOST_ANSWER_BYTES:
+            raise ProtocolError("the answer is over 16 MiB")
+    return bytes(answer)
 
 
 def remote_error(status: int, answer: bytes) -> RemoteError:
