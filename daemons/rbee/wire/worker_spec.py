@@ -1,4 +1,4 @@
-"""What a worker is: the content of its definition file ID.yaml, written by an operator or a hive, read by the worker."""
+"""What a worker is: the content of its definition ID.yaml, written by an operator or a hive, read by the worker."""
 
 import enum
 from typing import Annotated

@@ -37,5 +37,5 @@ class HttpMetrics:
 def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     """The metrics as text and its content type: OpenMetrics where the scraper asks for it, else Prometheus text."""
     if "application/openmetrics-text" in accept:
-        return generate_openmetrics(registry), OPENMETRICS_TYPE
-    return generate_latest(registry), CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]
+        return generate_openmetrics(registry), OPENMETRICS_TYPE  # type: ignore[no-untyped-call]
+    return generate_latest(registry), CONTENT_TYPE_LATEST
