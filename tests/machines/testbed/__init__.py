@@ -1,8 +1,9 @@
 """Real machines for tests: Debian trees booted by systemd-nspawn, wired by networks of their own."""
 
 from tests.machines.testbed.errors import TestbedError
-from tests.machines.testbed.machine import Machine
+from tests.machines.testbed.machine import Machine, failed_units, wait_until
 from tests.machines.testbed.network import Network
 from tests.machines.testbed.processes import Answer
+from tests.machines.testbed.trees import Release
 
-__all__ = ["Answer", "Machine", "Network", "TestbedError"]
+__all__ = ["Answer", "Machine", "Network", "Release", "TestbedError", "failed_units", "wait_until"]
