@@ -36,7 +36,7 @@ class Secret:
 
 def fingerprint(value: str) -> str:
     """``token:`` and the first 6 hex digits of SHA-256: names a token in a log without telling it."""
-    return "token:" + hashlib.sha256(value.encode()).hexdigest()[:6]
+    return "token:" + _digest(value).hex()[:6]
 
 
 class Role(enum.StrEnum):

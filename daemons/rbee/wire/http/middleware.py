@@ -29,8 +29,11 @@ from rbee.wire.peer import PeerAdmins
 
 LOGGER = logging.getLogger(__name__)
 CORRELATION_HEADER = "X-Correlation-Id"
-IDENTITY = "identity"
-STREAM = "stream"
+IDENTITY = web.RequestKey("identity", Identity)
+"""Key of a request under which its caller stands."""
+CORRELATION = web.RequestKey("correlation", str)
+"""Key of a request under which its correlation id stands."""
+STREAM = web.RequestKey("stream", web.StreamResponse)
 """Key of a request whose answer has begun: an error can no longer become an answer of its own."""
 
 
@@ -59,25 +62,20 @@ def _function(handler: Handler) -> object:
     return getattr(handler, "__func__", handler)
 
 
-def correlation(component: str) -> Middleware:
+@web.middleware
+async def correlation(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give each request its correlation id: the caller's where it is a UUID, else a new one."""
-
-    @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = _uuid_or_new(request.headers.get(CORRELATION_HEADER))
-        context.correlation_id.set(request_id)
-        context.caller.set(None)
-        request["component"] = component
-        return await handler(request)
-
-    return middleware
+    request[CORRELATION] = _uuid_or_new(request.headers.get(CORRELATION_HEADER))
+    context.correlation_id.set(request[CORRELATION])
+    context.caller.set(None)
+    return await handler(request)
 
 
 async def name_correlation(request: web.Request, response: web.StreamResponse) -> None:
     """on_response_prepare signal: name the correlation id on every answer, streams included."""
-    request_id = context.correlation_id.get()
-    if request_id is not None:
-        response.headers[CORRELATION_HEADER] = request_id
+    # aiohttp sends the head outside the handler's context: the request carries the id, not the context variable
+    if CORRELATION in request:
+        response.headers[CORRELATION_HEADER] = request[CORRELATION]
 
 
 def _uuid_or_new(header: str | None) -> str:
@@ -131,8 +129,8 @@ def errors(metrics: HttpMetrics, openai_prefixes: tuple[str, ...]) -> Middleware
     def _answer(request: web.Request, error: RbeeError) -> web.StreamResponse:
         metrics.errors.labels(error.code).inc()
         _log_answered(request, error)
-        begun = request.get(STREAM)
-        if isinstance(begun, web.StreamResponse):
+        begun: web.StreamResponse | None = request.get(STREAM)
+        if begun is not None:
             # the head is out: a connection that ends short tells the client that the stream is not whole
             if request.transport is not None:
                 request.transport.close()

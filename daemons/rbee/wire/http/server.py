@@ -26,7 +26,6 @@ _PROTOCOL_ERROR_AT = " - at `$."
 
 def build_app(
     *,
-    component: str,
     verifier: TokenVerifier,
     admins: PeerAdmins,
     metrics: HttpMetrics,
@@ -41,7 +40,7 @@ def build_app(
     app = web.Application(
         client_max_size=max_body,
         middlewares=[
-            middleware.correlation(component),
+            middleware.correlation,
             middleware.measured(metrics),
             middleware.errors(metrics, openai_prefixes),
             middleware.authentication(verifier, admins),

@@ -1,0 +1,75 @@
+"""Tokens: every form of header, roles, and that a secret never shows."""
+
+import hashlib
+import pickle
+
+import pytest
+
+from rbee.wire.auth import Identity, Role, Secret, TokenVerifier, fingerprint
+from rbee.wire.errors import InvalidApiKey, MissingApiKey, RbeeError
+
+CLIENT = Secret("client-t0ken!#$%&'*+-.^_`|~:/=")
+HIVE = Secret("hive-token")
+
+
+@pytest.fixture
+def verifier() -> TokenVerifier:
+    return TokenVerifier({Role.API: [CLIENT], Role.HIVE: [HIVE]})
+
+
+def test_each_token_speaks_for_its_role(verifier: TokenVerifier) -> None:
+    assert verifier.verify(f"Bearer {CLIENT.reveal()}") == Identity(Role.API, CLIENT.fingerprint)
+    assert verifier.verify(f"Bearer {HIVE.reveal()}").role is Role.HIVE
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (None, "missing_header"),
+        ("", "invalid_format"),
+        ("Basic abc", "invalid_format"),
+        ("bearer hive-token", "invalid_format"),
+        ("BEARER hive-token", "invalid_format"),
+        ("Bearer  hive-token", "invalid_format"),
+        ("Bearerhive-token", "invalid_format"),
+        ("Bearer ", "empty_token"),
+        ("Bearer wrong", "unknown_token"),
+        ("Bearer hive-token ", "unknown_token"),
+        ("Bearer hive-toke", "unknown_token"),
+        ("Bearer \udce9", "unknown_token"),
+    ],
+)
+def test_other_headers_are_refused_with_their_reason(verifier: TokenVerifier, header: str | None, reason: str) -> None:
+    with pytest.raises(RbeeError) as caught:
+        verifier.verify(header)
+    assert isinstance(caught.value, MissingApiKey if header is None else InvalidApiKey)
+    assert caught.value.status == 401
+    assert caught.value.details["reason"] == reason
+
+
+def test_replaced_tokens_are_in_force_at_once(verifier: TokenVerifier) -> None:
+    verifier.replace({Role.API: [Secret("new")]})
+    assert verifier.verify("Bearer new").role is Role.API
+    with pytest.raises(InvalidApiKey):
+        verifier.verify(f"Bearer {CLIENT.reveal()}")
+    assert not verifier.empty
+    verifier.replace({})
+    assert verifier.empty
+
+
+def test_a_role_opens_its_own_routes_only_and_an_administrator_all() -> None:
+    hive_routes = frozenset({Role.HIVE})
+    assert not Identity(Role.API, "x").may(hive_routes)
+    assert Identity(Role.HIVE, "x").may(hive_routes)
+    assert Identity(Role.API, "uid:0", admin=True).may(hive_routes)
+
+
+def test_a_secret_shows_its_fingerprint_only() -> None:
+    secret = Secret("very-secret-value")
+    expected = "token:" + hashlib.sha256(b"very-secret-value").hexdigest()[:6]
+    assert secret.fingerprint == expected == fingerprint("very-secret-value")
+    for shown in (repr(secret), str(secret), f"{secret}", "%s" % secret, repr([secret])):  # noqa: UP031
+        assert "very-secret" not in shown
+        assert expected in shown
+    with pytest.raises(TypeError):
+        pickle.dumps(secret)
