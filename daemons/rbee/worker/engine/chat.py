@@ -1,0 +1,68 @@
+"""Renders messages with the model's own chat template (Jinja, sandboxed), as Hugging Face models ship it."""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rbee.wire.errors import ConfigError, InvalidRequest
+from rbee.worker.engine.recognise import FolderFacts
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+MOST_RENDERED = 4 << 20
+
+
+class ChatTemplate:
+    """A compiled template. ``source`` comes from the model's files and runs without access to Python's inside."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = _now
+        self._special = dict(special_tokens)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise ConfigError(f"the model's chat template does not compile: {error}; fetch the model again") from None
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt for ``messages`` ({role, content}); raises InvalidRequest with the template's own reason."""
+        try:
+            text = self._template.render(messages=list(messages), add_generation_prompt=True, **self._special)
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from None
+        if len(text) > MOST_RENDERED:
+            raise InvalidRequest("the messages make a prompt that is too long", param="messages")
+        return text
+
+
+def special_tokens(facts: FolderFacts) -> dict[str, str]:
+    """The texts of the special tokens that templates use, from tokenizer_config.json and special_tokens_map.json."""
+    found: dict[str, str] = {}
+    for name in SPECIAL_TOKENS:
+        for source in (facts.config("tokenizer_config.json"), facts.config("special_tokens_map.json")):
+            value = source.get(name)
+            value = value.get("content") if isinstance(value, Mapping) else value
+            if isinstance(value, str):
+                found.setdefault(name, value)
+    return found
+
+
+def _tojson(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now(datetime.UTC).strftime(form)

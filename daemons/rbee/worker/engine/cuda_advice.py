@@ -1,0 +1,64 @@
+"""Turns what the loader or the CUDA runtime said into what is missing and which package brings it."""
+
+import re
+from dataclasses import dataclass
+
+MISSING_LIBRARY = re.compile(r"(lib[\w.+-]+\.so[.\d]*): cannot open shared object file")
+NO_DRIVER = re.compile(
+    r"CUDA driver version is insufficient|no CUDA-capable device|CUDA_ERROR_NO_DEVICE|libcuda\.so|"
+    r"CUDA failure 35|CUDA failure 100|driver/library version mismatch|no CUDA driver",
+    re.IGNORECASE,
+)
+BAD_DEVICE = re.compile(r"invalid device ordinal|CUDA failure 101", re.IGNORECASE)
+PACKAGES = (
+    ("libcuda.so", "nvidia-driver-cuda (Debian: nvidia-driver and libcuda1)"),
+    ("libcublas", "libcublas-13-0"),
+    ("libcudnn", "libcudnn9-cuda-13"),
+    ("libcudart", "cuda-cudart-13-0"),
+    ("libcufft", "libcufft-13-0"),
+    ("libcurand", "libcurand-13-0"),
+    ("libnvrtc", "cuda-nvrtc-13-0"),
+    ("libnvJitLink", "libnvjitlink-13-0"),
+)
+DRIVER_PACKAGE = "nvidia-driver"
+MOST_QUOTED = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """``problem`` in the loader's words, ``library`` where one is missing, ``package`` that would bring it."""
+
+    problem: str
+    library: str | None
+    package: str | None
+
+    @property
+    def sentence(self) -> str:
+        """The whole advice for a person."""
+        what = f"{self.library} cannot be loaded" if self.library else self.problem
+        todo = f"install {self.package}" if self.package else "run nvidia-smi to check driver and device"
+        return (
+            f"backend cuda was asked for and the CUDA provider did not start: {what}; {todo}, "
+            "or set `backend: cpu` in the worker's definition"
+        )
+
+
+def advise(messages: str) -> Advice:
+    """Read ``messages`` (stderr and exception text of the attempt) and say what is missing."""
+    found = MISSING_LIBRARY.search(messages)
+    if found is not None:
+        library = found.group(1)
+        package = next((name for prefix, name in PACKAGES if library.startswith(prefix)), None)
+        return Advice(found.group(0), library, package)
+    if NO_DRIVER.search(messages):
+        return Advice(f"no CUDA driver or device answers ({_last_line(messages)})", None, DRIVER_PACKAGE)
+    if BAD_DEVICE.search(messages):
+        return Advice("this machine has no CUDA device of that number", None, None)
+    return Advice(_last_line(messages) or "the runtime gave no reason", None, None)
+
+
+def _last_line(messages: str) -> str:
+    lines = [line.strip() for line in messages.splitlines() if line.strip()]
+    errors = [line for line in lines if "[E:" in line or "error" in line.lower()]
+    chosen = (errors or lines or [""])[-1]
+    return re.sub(r"/[\w./-]+/", "", chosen)[:MOST_QUOTED]

@@ -1,0 +1,222 @@
+"""Creates ONNX Runtime sessions on exactly the device that was asked for, and runs them outside the event loop."""
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rbee.wire.errors import ConfigError, InferenceError, ProviderUnavailable
+from rbee.wire.worker_spec import Backend
+from rbee.worker.engine.cuda_advice import advise
+from rbee.worker.engine.native_messages import captured_stderr
+from rbee.worker.engine.runtime import runtime
+
+T = TypeVar("T")
+Array = NDArray[Any]
+CUDA_PROVIDER = "CUDAExecutionProvider"
+CPU_PROVIDER = "CPUExecutionProvider"
+MIB = 1 << 20
+
+
+class RunOptions(Protocol):
+    """Options of one run; setting ``terminate`` ends it at the next node."""
+
+    terminate: bool
+    log_severity_level: int
+
+
+class Argument(Protocol):
+    """An input or output as the session tells it."""
+
+    name: str
+
+
+class Binding(Protocol):
+    """Inputs and outputs bound to buffers (onnxruntime.IOBinding)."""
+
+    def bind_cpu_input(self, name: str, value: Array) -> None: ...
+
+    def bind_ortvalue_input(self, name: str, value: object) -> None: ...
+
+    def bind_output(self, name: str, device_type: str = "cpu", device_id: int = 0) -> None: ...
+
+    def get_outputs(self) -> list[Any]: ...
+
+
+class Session(Protocol):
+    """What is used of onnxruntime.InferenceSession, which has no types of its own."""
+
+    def run(
+        self, outputs: Sequence[str], feeds: Mapping[str, Array], options: RunOptions | None = None
+    ) -> list[Array]: ...
+
+    def run_with_iobinding(self, binding: Binding, options: RunOptions | None = None) -> None: ...
+
+    def io_binding(self) -> Binding: ...
+
+    def get_inputs(self) -> list[Argument]: ...
+
+    def get_outputs(self) -> list[Argument]: ...
+
+    def get_providers(self) -> list[str]: ...
+
+    def disable_fallback(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """Where a session runs. ``threads`` is at least 1; the two ``cuda_`` members and the limit count on CUDA only."""
+
+    backend: Backend
+    device: int = 0
+    threads: int = 1
+    gpu_mem_limit_mb: int | None = None
+    cuda_library_path: Path | None = None
+
+
+def create_session(path: Path, spec: DeviceSpec) -> Session:
+    """Create the session of the model at ``path``.
+
+    Raises ProviderUnavailable when CUDA was asked for and the session did not get it, ConfigError when the runtime
+    refuses the model.
+    """
+    if spec.backend is Backend.CUDA:
+        return _create_on_cuda(path, spec)
+    try:
+        session: Session = runtime().InferenceSession(str(path), _session_options(spec), providers=[CPU_PROVIDER])
+    except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no base class
+        raise _refused(path, error) from None
+    return session
+
+
+def _refused(path: Path, error: Exception) -> ConfigError:
+    reason = str(error).replace(str(path.parent), "").strip().splitlines()[:1]
+    return ConfigError(f"{path.name}: ONNX Runtime refuses the model: {(reason or [''])[0][:400]}")
+
+
+def _session_options(spec: DeviceSpec) -> object:
+    options = runtime().SessionOptions()
+    options.intra_op_num_threads = spec.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # threads that spin while they wait would burn a core in an idle worker
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def cuda_options(spec: DeviceSpec) -> dict[str, str]:
+    """The CUDA provider's options: one device, an arena that grows by what is asked for, a limit if set."""
+    options = {"device_id": str(spec.device), "arena_extend_strategy": "kSameAsRequested"}
+    if spec.gpu_mem_limit_mb is not None:
+        options["gpu_mem_limit"] = str(spec.gpu_mem_limit_mb * MIB)
+    return options
+
+
+def _create_on_cuda(path: Path, spec: DeviceSpec) -> Session:
+    failure = ""
+    session: Session | None = None
+    with captured_stderr() as messages:
+        _preload(spec.cuda_library_path)
+        try:
+            providers = [(CUDA_PROVIDER, cuda_options(spec)), CPU_PROVIDER]
+            session = runtime().InferenceSession(str(path), _session_options(spec), providers=providers)
+        except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no base class
+            failure = str(error)
+    if session is not None and session.get_providers()[0] == CUDA_PROVIDER:
+        session.disable_fallback()
+        return session
+    advice = advise(f"{messages.text}\n{failure}")
+    raise ProviderUnavailable(
+        advice.sentence,
+        details={"backend": "cuda", "library": advice.library, "package": advice.package},
+    )
+
+
+def _preload(folder: Path | None) -> None:
+    """Load CUDA's libraries from ``folder``, or from the wheels beside the runtime where they are installed."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # it prints; the process's stdout is nobody's business
+            runtime().preload_dlls(directory="" if folder is None else str(folder))
+    except RuntimeError as error:
+        raise ConfigError(f"cuda_library_path: {error}; name the folder that holds libcublasLt.so.13") from None
+
+
+class Runner:
+    """Runs steps of sessions in threads, one thread a slot, and knows since when each step runs.
+
+    A step is a call that releases the GIL inside the runtime. The runner is the owner of its threads.
+    """
+
+    def __init__(self, threads: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._executor = ThreadPoolExecutor(threads, "step")
+        self._clock = clock
+        self._started: dict[object, float] = {}
+
+    async def step(self, work: Callable[[RunOptions], T]) -> T:
+        """Run ``work(run_options)`` in a thread and await it.
+
+        When the awaiting task is cancelled the runtime is told to stop at its next node, and the thread's end is
+        awaited, so that nothing of the step outlives its caller's slot.
+        """
+        options: RunOptions = runtime().RunOptions()
+        options.log_severity_level = 4
+        token = object()
+        self._started[token] = self._clock()
+        future = asyncio.get_running_loop().run_in_executor(self._executor, work, options)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            options.terminate = True
+            await _ended(future)
+            raise
+        finally:
+            del self._started[token]
+
+    def longest_step_s(self) -> float:
+        """How long the oldest step in flight has been running, in seconds; 0 when none is."""
+        return max((self._clock() - at for at in self._started.values()), default=0.0)
+
+    def close(self) -> None:
+        """Release the threads; a step that still runs is not awaited."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def _ended(future: asyncio.Future[Any]) -> None:
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError:
+            continue  # the thread cannot be left behind: its slot would be free while it computes
+    future.exception()  # retrieved: that a cancelled step failed is no news
+
+
+def run_session(
+    session: Session, outputs: Sequence[str], feeds: Mapping[str, Array], options: RunOptions | None = None
+) -> list[Array]:
+    """One inference; raises InferenceError with the runtime's own reason, paths left out."""
+    try:
+        return session.run(list(outputs), dict(feeds), options)
+    except Exception as error:
+        raise InferenceError(
+            "the model failed on this input: check its shape and values; the worker's journal has the reason",
+            details={"reason": type(error).__name__},
+        ) from error
+
+
+def numpy_type(element: str) -> np.dtype[Any]:
+    """The NumPy type of an ONNX element type's name; raises ConfigError where NumPy has none."""
+    if element == "string":
+        return np.dtype(object)
+    try:
+        return np.dtype(element)
+    except TypeError:
+        raise ConfigError(f"the model wants tensors of {element}, which this version cannot feed") from None
