@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
+from multidict import CIMultiDictProxy
 from prometheus_client import CollectorRegistry
 
 from rbee.host.sockets import bind_tcp, bind_unix
@@ -118,13 +119,13 @@ async def service(socket_folder: Path) -> AsyncIterator[Service]:
 
 async def answer(
     service: Service, method: str, path: str, *, token: str | None = "client-token", **arguments: object
-) -> tuple[int, dict[str, object], dict[str, str]]:
+) -> tuple[int, dict[str, object], CIMultiDictProxy[str]]:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
         session.request(method, service.url + path, **arguments) as response,  # type: ignore[arg-type]
     ):
-        return response.status, await response.json(), dict(response.headers)
+        return response.status, await response.json(), response.headers
 
 
 async def test_health_and_metrics_are_open_and_every_other_route_is_not(service: Service) -> None:

@@ -72,8 +72,9 @@ async def correlation(request: web.Request, handler: Handler) -> web.StreamRespo
 
 
 async def name_correlation(request: web.Request, response: web.StreamResponse) -> None:
-    """on_response_prepare signal: name the correlation id on every answer, streams included."""
+    """on_response_prepare signal: name the correlation id on every answer, and us instead of our library's version."""
     # aiohttp sends the head outside the handler's context: the request carries the id, not the context variable
+    response.headers["Server"] = "rbee"
     if CORRELATION in request:
         response.headers[CORRELATION_HEADER] = request[CORRELATION]
 
