@@ -30,6 +30,7 @@ class Machine:
         name: its host name.
         address: its IPv4 address on the network.
         pid: the host's process id of its PID 1; 0 while it is off.
+        disk: where its root file system is mounted, as its network's own processes see it.
         port: the bridge's port it hangs on.
     """
 
@@ -52,10 +53,10 @@ class Machine:
         self._nspawn_pid = 0
         self._group: Path | None = None
         self.console = network.folder / f"{self._id}.console"
-        self._disk = self._make_disk([*layers, trees.tree(release)])
+        self.disk = self._make_disk([*layers, trees.tree(release)])
 
     def _make_disk(self, lower: Sequence[Path]) -> Path:
-        seen = self.network.disk(self._id)
+        seen = self.network.new_disk(self._id)
         real = Path("/") / seen.relative_to(f"/proc/{self.network.pid}/root")
         for part in ("upper", "work", "root"):
             (seen / part).mkdir(parents=True)
@@ -68,7 +69,7 @@ class Machine:
     @property
     def root(self) -> Path:
         """The machine's files as the host sees them: what it sees itself while it runs, else its disk."""
-        return Path(f"/proc/{self.pid}/root") if self.pid else Path(f"/proc/{self.network.pid}/root{self._disk}")
+        return Path(f"/proc/{self.pid}/root") if self.pid else Path(f"/proc/{self.network.pid}/root{self.disk}")
 
     # -- power ---------------------------------------------------------------------------------------------------
 
@@ -94,19 +95,20 @@ class Machine:
 
     def _start_nspawn(self, notify: Path) -> None:
         self._group = cgroups.make(self._id)
-        options = ["--quiet", "--register=no", "--keep-unit", "--boot", f"--directory={self._disk}"]
+        options = ["--quiet", "--register=no", "--keep-unit", "--boot", f"--directory={self.disk}"]
         options += [f"--machine={self._id}", f"--hostname={self.name}", f"--network-bridge={BRIDGE}"]
         options += ["--notify-ready=yes", "--link-journal=no", "--resolv-conf=off", "--timezone=off"]
         options += ["--console=pipe", *(f"--bind-ro={bind}" for bind in self._binds)]
         enter = ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(self._group)]
-        self._nspawn = subprocess.Popen(
-            [*enter, *self.network.inside(["systemd-nspawn", *options])],
-            stdin=subprocess.DEVNULL,
-            stdout=self.console.open("ab"),
-            stderr=subprocess.STDOUT,
-            env={**_CLEAN, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "NOTIFY_SOCKET": str(notify)},
-            start_new_session=True,
-        )
+        with self.console.open("ab") as console:
+            self._nspawn = subprocess.Popen(
+                [*enter, *self.network.inside(["systemd-nspawn", *options])],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                env={**_CLEAN, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "NOTIFY_SOCKET": str(notify)},
+                start_new_session=True,
+            )
 
     def _await_ready(self, notices: socket.socket, deadline: float) -> None:
         while True:

@@ -155,6 +155,6 @@ class Network:
         """Let every packet pass again."""
         self.run(["nft", "delete table bridge rbee"])
 
-    def disk(self, machine_name: str) -> Path:
+    def new_disk(self, machine_name: str) -> Path:
         """The folder on this network's tmpfs for one machine's disk, seen from the host."""
         return Path(f"/proc/{self.pid}/root{self.folder}/disks/{machine_name}-{os.urandom(3).hex()}")

@@ -1,0 +1,41 @@
+"""The fixtures of every test, and what a failed test on a machine shows."""
+
+from collections.abc import Generator
+
+import pytest
+
+from tests.machines.testbed.fixtures import (
+    bare_machine,
+    installation,
+    machine,
+    network,
+    release,
+    shared_machine,
+)
+from tests.machines.testbed.machine import Machine
+from tests.machines.testbed.network import Network
+
+__all__ = ["bare_machine", "installation", "machine", "network", "release", "shared_machine"]
+
+_SHOWN_LINES = 80
+
+
+def _machines(arguments: dict[str, object]) -> list[Machine]:
+    found = [value for value in arguments.values() if isinstance(value, Machine)]
+    for value in arguments.values():
+        if isinstance(value, Network):
+            found += [machine for machine in value.machines if machine not in found]
+    return [machine for machine in found if machine.pid]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows the end of its machines' journals."""
+    report = yield
+    if report.when == "call" and report.failed:
+        for found in _machines(getattr(item, "funcargs", {})):
+            command = ["journalctl", "--no-pager", "--boot", f"--lines={_SHOWN_LINES}", "--output=short-monotonic"]
+            report.sections.append((f"journal of {found.name}", found.run(command, check=False).stdout))
+    return report
