@@ -1,0 +1,1 @@
+"""The commands of `rbee`, one module for each noun."""

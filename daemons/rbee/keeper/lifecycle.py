@@ -1,0 +1,201 @@
+"""Starting and stopping workers by way of the queen, waiting on her events until it is done."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from rbee.keeper.client import Daemon
+from rbee.keeper.failure import StreamClosed
+from rbee.keeper.render import Screen
+from rbee.keeper.text import duration
+from rbee.keeper.workers import all_workers, one_worker
+from rbee.wire.errors import LoadingTimeout, Unavailable, WorkerFailed
+from rbee.wire.messages import ShutdownRequest, SpawnRequest, WorkerReport, WorkerState
+from rbee.wire.sse import SseDecoder
+
+EVENTS = "/v2/events"
+_QUIET_LIMIT_S = 300.0
+_HEAD_LIMIT_S = 10.0
+_STOP_LIMIT_S = 45.0
+_ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
+_MOST_LINE = 1 << 20
+Judge = Callable[[WorkerReport | None], bool]
+
+
+async def spawn(daemon: Daemon, request: SpawnRequest, *, wait: bool) -> dict[str, str]:
+    """Start a worker and, with ``wait``, stay until it is ready, its progress shown.
+
+    Raises WorkerFailed or LoadingTimeout with the reason, the time it took, and where its log is.
+    """
+    async with daemon:
+        return await _spawn(daemon, request, wait=wait)
+
+
+async def stop(daemon: Daemon, worker_id: str, hive_id: str | None, *, wait: bool) -> dict[str, str]:
+    """Drain and stop a worker and, with ``wait``, stay until it has ended."""
+    async with daemon:
+        worker = await one_worker(daemon, worker_id, hive_id)
+        return await _stop(daemon, worker, wait=wait)
+
+
+async def restart(daemon: Daemon, worker_id: str, hive_id: str | None, *, wait: bool) -> dict[str, str]:
+    """Stop a worker, wait until it has ended, and start it again."""
+    async with daemon:
+        worker = await one_worker(daemon, worker_id, hive_id)
+        if worker.state not in _ENDED:
+            await _stop(daemon, worker, wait=True)
+        return await _spawn(daemon, SpawnRequest(worker_id=worker_id, hive_id=worker.hive_id), wait=wait)
+
+
+async def _spawn(daemon: Daemon, request: SpawnRequest, *, wait: bool) -> dict[str, str]:
+    before = _life(await _find(daemon, request.worker_id, request.hive_id))
+
+    async def act() -> None:
+        await daemon.call("POST", "/v2/workers/spawn", dict[str, Any], body=request)
+
+    if not wait:
+        await act()
+        return {"worker_id": request.worker_id, "state": WorkerState.LOADING.value}
+    began = asyncio.get_running_loop().time()
+
+    def settled(worker: WorkerReport | None) -> bool:
+        if worker is None:
+            return False
+        if worker.state is WorkerState.FAILED and _life(worker) != before:
+            raise _failure(worker, asyncio.get_running_loop().time() - began)
+        return worker.state.ready
+
+    with Screen() as screen:
+        worker = await _until(daemon, request.worker_id, request.hive_id, act, settled, screen)
+    return {"worker_id": request.worker_id, "state": worker.state.value if worker else "unknown"}
+
+
+async def _stop(daemon: Daemon, worker: WorkerReport, *, wait: bool) -> dict[str, str]:
+    async def act() -> None:
+        body = ShutdownRequest(worker_id=worker.worker_id, hive_id=worker.hive_id)
+        await daemon.call("POST", "/v2/workers/shutdown", dict[str, Any], body=body, timeout_s=_STOP_LIMIT_S)
+
+    if not wait:
+        await act()
+        return {"worker_id": worker.worker_id, "state": WorkerState.DRAINING.value}
+    with Screen() as screen:
+        await _until(
+            daemon,
+            worker.worker_id,
+            worker.hive_id,
+            act,
+            lambda found: found is None or found.state in _ENDED,
+            screen,
+        )
+    return {"worker_id": worker.worker_id, "state": WorkerState.STOPPED.value}
+
+
+async def _until(
+    daemon: Daemon,
+    worker_id: str,
+    hive_id: str | None,
+    act: Callable[[], Awaitable[None]],
+    settled: Judge,
+    screen: Screen,
+) -> WorkerReport | None:
+    """Listen, act, then look at the worker after each event until ``settled`` says so."""
+    async with daemon.stream("GET", EVENTS, head_limit_s=_HEAD_LIMIT_S) as response:
+        await act()
+        worker = await _find(daemon, worker_id, hive_id)
+        heard = _heard(response)
+        quiet_since = asyncio.get_running_loop().time()
+        while not settled(worker):
+            limit = quiet_since + _QUIET_LIMIT_S
+            if not await _next(heard, limit):
+                raise _quiet(worker_id)
+            found = await _find(daemon, worker_id, hive_id)
+            if found != worker:
+                quiet_since = asyncio.get_running_loop().time()
+            worker = found
+            if worker is not None and worker.state is WorkerState.LOADING and worker.progress is not None:
+                screen.progress("loading", msgspec.to_builtins(worker.progress))
+        return worker
+
+
+async def _next(heard: AsyncIterator[None], limit: float) -> bool:
+    try:
+        async with asyncio.timeout_at(limit):
+            await anext(heard)
+    except TimeoutError:
+        return False
+    except StopAsyncIteration:
+        raise StreamClosed("the queen closed her events: look at her with 'systemctl status rbee-queen'") from None
+    return True
+
+
+async def _heard(response: aiohttp.ClientResponse) -> AsyncIterator[None]:
+    """Yield once for each chunk that carried an event; what it says is read from the list."""
+    decoder = SseDecoder()
+    with contextlib.suppress(aiohttp.ClientError):
+        async for chunk in response.content.iter_any():
+            if any(True for _ in decoder.feed(chunk)):
+                yield
+
+
+async def _find(daemon: Daemon, worker_id: str, hive_id: str | None) -> WorkerReport | None:
+    for worker in await all_workers(daemon, hive_id):
+        if worker.worker_id == worker_id:
+            return worker
+    return None
+
+
+def _life(worker: WorkerReport | None) -> tuple[str, float] | None:
+    return (worker.invocation_id, worker.since_unix) if worker else None
+
+
+def _failure(worker: WorkerReport, elapsed_s: float) -> Unavailable:
+    details = {"worker_id": worker.worker_id, "elapsed_s": round(elapsed_s, 1)}
+    why = worker.reason or worker.result or "it gave no reason"
+    if why == LoadingTimeout.code or worker.result == "timeout":
+        return LoadingTimeout(
+            f"worker {worker.worker_id} made no progress with loading and was ended after {duration(elapsed_s)}"
+            f" (last: {worker.status_text or 'nothing said'})",
+            details=details,
+        )
+    said = f": {worker.status_text}" if worker.status_text else ""
+    return WorkerFailed(f"worker {worker.worker_id} failed after {duration(elapsed_s)}: {why}{said}", details=details)
+
+
+def _quiet(worker_id: str) -> LoadingTimeout:
+    return LoadingTimeout(
+        f"worker {worker_id} showed no change for {duration(_QUIET_LIMIT_S)}: it is left as it is",
+        details={"worker_id": worker_id, "elapsed_s": _QUIET_LIMIT_S},
+    )
+
+
+async def log_lines(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
+    """The lines of a log as they come: of server-sent events their data, of plain text the lines themselves."""
+    if response.content_type == "text/event-stream":
+        decoder = SseDecoder()
+        async for chunk in response.content.iter_any():
+            for event in decoder.feed(chunk):
+                yield _line(event.data)
+        return
+    rest = b""
+    async for chunk in response.content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        rest = rest[-_MOST_LINE:]
+        for line in lines:
+            yield line.decode(errors="replace")
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def _line(data: bytes) -> str:
+    """The text of one event of a log: its ``message`` where it is an object."""
+    with contextlib.suppress(msgspec.DecodeError):
+        found = msgspec.json.decode(data)
+        if isinstance(found, dict):
+            return str(found.get("message", found.get("line", "")))
+        if isinstance(found, str):
+            return found
+    return data.decode(errors="replace")
