@@ -57,6 +57,8 @@ def run_daemon(make: Callable[[Notifier], Awaitable[Daemon]], *, debug: bool = F
         return _ended(notifier, error, EXIT_UNAVAILABLE)
     except RbeeError as error:
         return _ended(notifier, error, EXIT_FAILURE)
+    finally:
+        notifier.close()
 
 
 def _ended(notifier: Notifier, error: RbeeError, code: int) -> int:

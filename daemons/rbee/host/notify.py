@@ -68,6 +68,12 @@ class Notifier:
         """EXTEND_TIMEOUT_USEC=: starting or stopping makes progress and may take ``seconds`` more from now."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
+    def close(self) -> None:
+        """Close the socket; nothing is said from then on."""
+        if self._notifier is not None and self._notifier.socket is not None:
+            self._notifier.socket.close()
+        self._notifier = None
+
     def _send(self, message: str) -> None:
         if self._notifier is not None:
             self._notifier.notify(message)
