@@ -17,7 +17,7 @@ from tests.machines.testbed.network import Network
 
 __all__ = ["bare_machine", "installation", "machine", "network", "release", "shared_machine"]
 
-_SHOWN_LINES = 80
+_SHOWN_LINES = 40
 
 
 def _machines(arguments: dict[str, object]) -> list[Machine]:

@@ -85,7 +85,7 @@ def test_partition_drop_and_heal_between_two_machines(network: Network) -> None:
     wait_until(lambda: reaches(one, two), "the healed network")
     network.drop(one, two)
     assert not reaches(one, two)
-    network.undrop()
+    network.undrop(one, two)
     wait_until(lambda: reaches(one, two), "the network without the rule")
 
 
@@ -93,6 +93,8 @@ def test_two_machines_share_no_control_group_and_no_disk(network: Network) -> No
     one, two = network.add("one"), network.add("two")
     start_notifier(one)
     start_notifier(two)
+    # A process of another machine in the same group would be listed as 0.
+    assert "0" not in one.run(["cat", "/sys/fs/cgroup/system.slice/notifier.service/cgroup.procs"]).stdout.split()
     one.systemctl("stop", "notifier.service")
     assert two.http("GET", 8000, "/").text == "1"
     one.write("/srv/only-here", "x")

@@ -26,9 +26,7 @@ def _one_line_entries(text: str) -> list[tuple[str, str]]:
 def _deb822_entries(text: str) -> list[tuple[str, str]]:
     entries = []
     for stanza in re.split(r"\n\s*\n", re.sub(r"^#.*\n?", "", text, flags=re.M)):
-        fields = {
-            key.lower(): value.split() for key, value in re.findall(r"^([\w-]+):[ \t]*(.*)$", stanza, re.M)
-        }
+        fields = {key.lower(): value.split() for key, value in re.findall(r"^([\w-]+):[ \t]*(.*)$", stanza, re.M)}
         if "deb" in fields.get("types", []) and "main" in fields.get("components", []):
             entries += [(uri, suite) for uri in fields.get("uris", []) for suite in fields.get("suites", [])]
     return entries

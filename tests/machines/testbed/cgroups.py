@@ -11,41 +11,42 @@ from tests.machines.testbed.errors import TestbedError
 _PREFIX = "rbee-testbed"
 
 
-def _mounts() -> list[tuple[Path, str]]:
-    """The mount points of systemd's hierarchy and of the unified one, with the file system's type."""
+def _mounts() -> list[Path]:
+    """The mount points of the unified hierarchy and, on a host of the older kind, of systemd's own one."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
         kind, options = right.split()[0], right.split()[2]
         if kind == "cgroup2" or (kind == "cgroup" and "name=systemd" in options):
-            found.append((Path(left.split()[4]), kind))
+            found.append(Path(left.split()[4]))
     return found
 
 
-def make(name: str) -> Path:
-    """Make the machine's group where nspawn starts it; nspawn copies its path into the unified hierarchy.
+def make(name: str) -> list[Path]:
+    """Make the machine's groups, one in each hierarchy: nspawn is to be started in all of them.
 
     Raises:
-        TestbedError: the host has neither the unified hierarchy nor systemd's own one.
+        TestbedError: the host has no unified hierarchy.
     """
     prune()
-    mounts = sorted(_mounts(), key=lambda mount: mount[1])
+    mounts = _mounts()
     if not mounts:
-        raise TestbedError("no cgroup2 and no name=systemd hierarchy is mounted here: systemd cannot boot without")
-    group = mounts[0][0] / f"{_PREFIX}-{os.getpid()}-{name}"
-    group.mkdir()
-    return group
+        raise TestbedError("no cgroup2 file system is mounted here, and systemd cannot boot without: mount one")
+    groups = [mount / f"{_PREFIX}-{os.getpid()}-{name}" for mount in mounts]
+    for group in groups:
+        group.mkdir()
+    return groups
 
 
-def discard(group: Path) -> None:
-    """Remove what is left of a machine's group in every hierarchy; its processes are gone by now."""
-    for mount, _ in _mounts():
-        _remove_tree(mount / group.name)
+def discard(groups: list[Path]) -> None:
+    """Remove what is left of a machine's groups; its processes are gone by now."""
+    for group in groups:
+        _remove_tree(group)
 
 
 def prune() -> None:
     """Remove the groups of test runs that did not live to do so."""
-    for mount, _ in _mounts():
+    for mount in _mounts():
         for group in mount.glob(f"{_PREFIX}-*"):
             owner = re.match(rf"{_PREFIX}-(\d+)-", group.name)
             if owner and not Path(f"/proc/{owner[1]}").exists():

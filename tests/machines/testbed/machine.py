@@ -51,7 +51,7 @@ class Machine:
         self.port = f"vb-{self._id}"
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._nspawn_pid = 0
-        self._group: Path | None = None
+        self._groups: list[Path] = []
         self.console = network.folder / f"{self._id}.console"
         self.disk = self._make_disk([*layers, trees.tree(release)])
 
@@ -94,12 +94,13 @@ class Machine:
         path.unlink()
 
     def _start_nspawn(self, notify: Path) -> None:
-        self._group = cgroups.make(self._id)
+        self._groups = cgroups.make(self._id)
         options = ["--quiet", "--register=no", "--keep-unit", "--boot", f"--directory={self.disk}"]
         options += [f"--machine={self._id}", f"--hostname={self.name}", f"--network-bridge={BRIDGE}"]
         options += ["--notify-ready=yes", "--link-journal=no", "--resolv-conf=off", "--timezone=off"]
         options += ["--console=pipe", *(f"--bind-ro={bind}" for bind in self._binds)]
-        enter = ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(self._group)]
+        joins = [str(group / "cgroup.procs") for group in self._groups]
+        enter = ["sh", "-c", f'for f in {" ".join(joins)}; do echo $$ >"$f" || exit 1; done; exec "$@"', "sh"]
         with self.console.open("ab") as console:
             self._nspawn = subprocess.Popen(
                 [*enter, *self.network.inside(["systemd-nspawn", *options])],
@@ -132,7 +133,9 @@ class Machine:
         self.pid = processes.children(self._nspawn_pid)[-1]
 
     def _connect_network(self) -> None:
-        commands = f"addr add {self.address}/24 dev host0\nlink set host0 up\nroute add default via {self.network.gateway}\n"
+        commands = (
+            f"addr add {self.address}/24 dev host0\nlink set host0 up\nroute add default via {self.network.gateway}\n"
+        )
         subprocess.run(
             ["nsenter", f"--net=/proc/{self.pid}/ns/net", "ip", "-batch", "-"],
             input=commands.encode(),
@@ -172,14 +175,13 @@ class Machine:
         assert self._nspawn is not None
         self._nspawn.wait(10)
         self._nspawn, self._nspawn_pid, self.pid = None, 0, 0
-        if self._group is not None:
-            cgroups.discard(self._group)
+        cgroups.discard(self._groups)
 
     # -- commands ------------------------------------------------------------------------------------------------
 
     def command(self, argv: Sequence[str | Path], user: str | None = None) -> list[str]:
         """The command line that the host uses to run argv on the machine, as root or as another user."""
-        enter = ["nsenter", "-t", str(self.pid), "-a", "--wd=/", "--"]
+        enter = ["nsenter", "-t", str(self.pid), "-a", "--wdns=/", "--"]
         drop = ["setpriv", "--pdeathsig=KILL"]
         if user is not None:
             drop += [f"--reuid={user}", f"--regid={self._group_of(user)}", "--init-groups", "--inh-caps=-all"]
@@ -272,8 +274,8 @@ class Machine:
         """Copy a file or a folder of the host to the machine, owned by root."""
         target = self.path(inside)
         target.parent.mkdir(parents=True, exist_ok=True)
-        copy = ["cp", "--recursive", "--preserve=mode,timestamps", "--no-target-directory", source, target]
-        subprocess.run(copy, check=True)
+        copy = ["cp", "--recursive", "--preserve=mode,timestamps", "--no-target-directory"]
+        subprocess.run([*copy, source, target], check=True)
 
     def add_unit(self, name: str, text: str) -> None:
         """Write a unit file of the test's own into /etc/systemd/system and have it loaded."""

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.machines.testbed import cache, trees
@@ -26,8 +27,8 @@ mount --bind "$3" "$root/run/wheels"
 mount --bind /proc "$root/proc"
 mount --bind /dev "$root/dev"
 run() { chroot "$root" env -i PATH=/usr/bin:/bin HOME=/tmp PIP_NO_INDEX=1 PIP_FIND_LINKS=/run/wheels "$@"; }
-install() { run "$venv/bin/python" -m pip -q --no-cache-dir --disable-pip-version-check install --root-user-action=ignore \
-    --require-hashes --no-deps "$@"; }
+pip="-m pip -q --no-cache-dir --disable-pip-version-check install --root-user-action=ignore"
+install() { run "$venv/bin/python" $pip --require-hashes --no-deps "$@"; }
 run python3 -m venv "$venv"
 install -r /run/wheels/build.txt
 install --no-build-isolation -r /run/wheels/worker.txt
@@ -59,7 +60,8 @@ def layer(release: Release) -> Path:
     def build(folder: Path) -> None:
         for part in (VENV, TEST_PACKAGES):
             (folder / part).mkdir(parents=True)
-        script = ["sh", "-c", _INSTALL, "sh", folder, trees.tree(release), _wheels(release), VENV, TEST_PACKAGES]
+        folders = [str(folder), str(trees.tree(release)), str(_wheels(release))]
+        script = ["sh", "-c", _INSTALL, "sh", *folders, VENV, TEST_PACKAGES]
         _tell(["unshare", "--mount", "--propagation", "private", "--", *script])
 
     return cache.build_once("packages", f"{release}-{key}", build)
@@ -108,7 +110,7 @@ def _fetch(python: str, wanted: list[str], folder: Path) -> None:
     _tell([*pip, "--no-build-isolation", "-r", folder / "sources.lock"])
 
 
-def _tell(argv: list[str | Path]) -> None:
+def _tell(argv: Sequence[str | Path]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:

@@ -12,6 +12,7 @@ from typing import Self
 
 from tests.machines.testbed import cache, packages
 from tests.machines.testbed.errors import TestbedError
+from tests.machines.testbed.machine import Machine
 from tests.machines.testbed.network import Network
 from tests.machines.testbed.packages import CHECKOUT, LOCKS, VENV
 from tests.machines.testbed.trees import Release
@@ -27,34 +28,36 @@ _UNIT_FOLDERS = {
 _SCRIPT = "#!/{venv}/bin/python\nimport sys\nfrom {module} import {name}\nsys.exit({name}())\n"
 
 
-def _in_tree(root: Path, *argv: str) -> None:
+def _in_tree(machine: Machine, *argv: str) -> None:
     clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
-    done = subprocess.run(
-        ["chroot", root, *argv], capture_output=True, text=True, check=False, env=clean, stdin=subprocess.DEVNULL
-    )
+    inside = machine.network.inside(["chroot", machine.disk, *argv])
+    done = subprocess.run(inside, capture_output=True, text=True, check=False, env=clean, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise TestbedError(f"{' '.join(argv)} failed on the machine ({done.returncode}): {done.stdout}{done.stderr}")
 
 
-def install_project(root: Path) -> None:
-    """Install this checkout into a tree that has the packages' layer and /proc.
+def install_project(machine: Machine) -> None:
+    """Install this checkout on a machine that is off and has the packages' layer.
 
     Whatever is in units/ and in setup.cfg's console_scripts is taken, so names live there alone.
 
     Raises:
         TestbedError: one of the steps failed; its output is in the message.
     """
-    _install_code(root)
-    _install_units(root)
-    _in_tree(root, "systemd-sysusers")
-    _in_tree(root, "systemd-tmpfiles", "--create", "rbee.conf")
-    _in_tree(root, "/usr/bin/rbee", "credentials", "init")
-    missing = [name for name in TOKENS if not (root / "etc/credstore" / name).is_file()]
+    machine.network.run(["mount", "-t", "proc", "proc", machine.disk / "proc"])
+    _install_code(machine)
+    _install_units(machine.root)
+    _in_tree(machine, "systemd-sysusers")
+    _in_tree(machine, "systemd-tmpfiles", "--create", "rbee.conf")
+    _in_tree(machine, "/usr/bin/rbee", "credentials", "init")
+    missing = [name for name in TOKENS if not machine.path(f"/etc/credstore/{name}").is_file()]
     if missing:
         raise TestbedError(f"`rbee credentials init` did not make {', '.join(missing)}")
+    machine.network.run(["umount", machine.disk / "proc"])
 
 
-def _install_code(root: Path) -> None:
+def _install_code(machine: Machine) -> None:
+    root = machine.root
     (site,) = (root / VENV).glob("lib/python3.*/site-packages")
     shutil.copytree(CHECKOUT / "daemons/rbee", site / "rbee", ignore=shutil.ignore_patterns("__pycache__"))
     setup = configparser.ConfigParser()
@@ -66,7 +69,7 @@ def _install_code(root: Path) -> None:
         script.write_text(_SCRIPT.format(venv=VENV, module=module, name=name))
         script.chmod(0o755)
         (root / "usr/bin" / command).symlink_to(f"/{VENV}/bin/{command}")
-    _in_tree(root, f"/{VENV}/bin/python", "-m", "compileall", "-q", f"/{site.relative_to(root)}/rbee")
+    _in_tree(machine, f"/{VENV}/bin/python", "-m", "compileall", "-q", f"/{site.relative_to(root)}/rbee")
 
 
 def _install_units(root: Path) -> None:
@@ -78,6 +81,7 @@ def _install_units(root: Path) -> None:
         (root / target).mkdir(parents=True, exist_ok=True)
         for path in (CHECKOUT / "units" / folder).iterdir():
             shutil.copyfile(path, root / target / path.name)
+    shutil.copy(CHECKOUT / "units/refresh-credentials", root / "usr/lib/rbee/refresh-credentials")
 
 
 def models() -> Path:
@@ -133,8 +137,6 @@ class Installation:
         target = self._folder / release
         with Network() as network:
             machine = network.add("install", release=release, layers=[packages.layer(release)], boot=False)
-            network.run(["mount", "-t", "proc", "proc", machine.disk / "proc"])
-            install_project(machine.root)
-            network.run(["umount", machine.disk / "proc"])
+            install_project(machine)
             network.run(["cp", "--archive", machine.disk.parent / "upper", target])
         return target
