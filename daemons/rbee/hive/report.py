@@ -1,0 +1,158 @@
+"""Makes a worker's report out of what is known of it; pure."""
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from rbee.hive.definitions import Definition
+from rbee.hive.state import progress_of, state_of
+from rbee.host.units.facts import CLD_DUMPED, CLD_EXITED, CLD_KILLED, UnitFacts
+from rbee.wire.messages import ExternalReady, WorkerFacts, WorkerHealth, WorkerReport, WorkerState
+from rbee.wire.worker_spec import Backend
+
+_ENDED = (WorkerState.FAILED, WorkerState.STOPPED)
+
+
+@dataclass(slots=True)
+class Worker:
+    """Everything that the hive knows of one worker; only the table changes it.
+
+    ``last_pid`` is the process of the last life, for records of its end, never for a signal. ``ready_life`` and
+    ``crashed_life`` are the invocations whose READY and whose crash were counted.
+    """
+
+    worker_id: str
+    unit: UnitFacts
+    definition: Definition | None = None
+    facts: WorkerFacts | None = None
+    facts_problem: str = ""
+    external: ExternalReady | None = None
+    health: WorkerHealth | None = None
+    failures: int = 0
+    unhealthy: bool = False
+    stop_reason: str = ""
+    last_pid: int = 0
+    ready_life: str = ""
+    crashed_life: str = ""
+    since_unix: float = 0.0
+    spawned_us: int = 0
+    spawned_unix: float | None = None
+    ready_unix: float | None = None
+    report: WorkerReport | None = field(default=None)
+
+    @property
+    def busy_slots(self) -> int:
+        """Slots in use at the last health check."""
+        return 0 if self.health is None else self.health.slots_busy
+
+    @property
+    def serving(self) -> bool:
+        """Whether its unit runs (or it lives outside systemd) and can be asked for its health."""
+        return self.external is not None or self.unit.running
+
+    @property
+    def model(self) -> str:
+        """The name of its model, or ``unknown``."""
+        if self.facts is not None:
+            return self.facts.model
+        if self.external is not None:
+            return self.external.model or PurePosixPath(self.external.model_ref).name
+        spec = None if self.definition is None else self.definition.spec
+        return "unknown" if spec is None else spec.name or PurePosixPath(spec.model).name
+
+
+def state_and_reason(worker: Worker) -> tuple[WorkerState, str]:
+    """The worker's state with everything taken into account."""
+    if worker.external is not None:
+        if worker.unhealthy:
+            return WorkerState.UNHEALTHY, "its HTTP does not answer"
+        return (WorkerState.BUSY if worker.busy_slots else WorkerState.IDLE), ""
+    state, reason = state_of(
+        worker.unit,
+        healthy=not worker.unhealthy,
+        busy=worker.busy_slots > 0,
+        stop_reason=worker.stop_reason,
+    )
+    if state.ready and worker.facts is None:
+        return WorkerState.UNHEALTHY, worker.facts_problem or "worker.json is missing"
+    return state, reason
+
+
+def make_report(worker: Worker, hive_id: str, boot_id: str, revision: int) -> WorkerReport:
+    """The report of this moment; ``sent_unix`` is left for the sender."""
+    state, reason = state_and_reason(worker)
+    if worker.external is not None:
+        return _external_report(worker, worker.external, state, reason, hive_id, boot_id, revision)
+    unit, facts = worker.unit, worker.facts
+    spec = None if worker.definition is None else worker.definition.spec
+    told = worker.definition.problem if worker.definition is not None and state in _ENDED else ""
+    return WorkerReport(
+        worker_id=worker.worker_id,
+        hive_id=hive_id,
+        boot_id=boot_id,
+        revision=revision,
+        state=state,
+        # an address is told of a running unit only: what answers there afterwards is not ours
+        url=facts.url if facts is not None and unit.running else None,
+        model=worker.model if facts is not None or spec is not None else None,
+        model_ref=facts.model_ref if facts is not None else _reference(spec.model) if spec is not None else None,
+        task=facts.task if facts is not None else None if spec is None else spec.task,
+        backend=facts.backend if facts is not None else None if spec is None else spec.backend,
+        device=facts.device if facts is not None else 0 if spec is None else spec.device,
+        slots_total=facts.slots_total if facts is not None else 0 if spec is None else spec.slots,
+        slots_available=_slots_available(worker, state),
+        invocation_id=unit.invocation_id,
+        pid=worker.last_pid if state is WorkerState.FAILED else unit.main_pid,
+        progress=progress_of(unit.status_text) if state is WorkerState.LOADING else None,
+        status_text=(unit.status_text or told)[:512],
+        result=unit.result,
+        exit_status=unit.exec_status if unit.exec_code == CLD_EXITED else 0,
+        exit_signal=unit.exec_status if unit.exec_code in (CLD_KILLED, CLD_DUMPED) else 0,
+        restarts=unit.restarts,
+        reason=reason[:512],
+        version="" if facts is None else facts.version,
+        capabilities=[] if facts is None else facts.capabilities,
+        since_unix=worker.since_unix,
+        spawned_unix=worker.spawned_unix,
+        ready_unix=worker.ready_unix,
+    )
+
+
+def _external_report(
+    worker: Worker,
+    external: ExternalReady,
+    state: WorkerState,
+    reason: str,
+    hive_id: str,
+    boot_id: str,
+    revision: int,
+) -> WorkerReport:
+    return WorkerReport(
+        worker_id=worker.worker_id,
+        hive_id=hive_id,
+        boot_id=boot_id,
+        revision=revision,
+        state=state,
+        url=external.url,
+        model=worker.model,
+        model_ref=external.model_ref,
+        task=external.task,
+        backend=Backend(external.backend),
+        device=external.device,
+        slots_total=external.slots_total,
+        slots_available=max(0, external.slots_total - worker.busy_slots),
+        reason=reason,
+        managed=False,
+        version="" if worker.health is None else worker.health.version,
+        since_unix=worker.since_unix,
+        ready_unix=worker.ready_unix,
+    )
+
+
+def _slots_available(worker: Worker, state: WorkerState) -> int:
+    if not state.ready or worker.facts is None:
+        return 0
+    return max(0, worker.facts.slots_total - worker.busy_slots)
+
+
+def _reference(model: str) -> str:
+    return model if "://" in model else f"file://{model}"
