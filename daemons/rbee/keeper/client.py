@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -146,7 +147,8 @@ def _plain(error: BaseException, limit_s: float) -> str:
     """Why a try failed, in a person's words."""
     root = _root(error)
     if isinstance(root, aiohttp.ClientConnectorError):
-        return root.os_error.strerror or type(root.os_error).__name__
+        number = root.os_error.errno
+        return os.strerror(number).lower() if number else "no connection"
     if isinstance(root, aiohttp.ClientError):
         return "it closed the connection"
     return f"nothing within {limit_s:g} s"

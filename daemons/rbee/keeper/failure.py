@@ -24,7 +24,6 @@ HINTS = {
     "MODEL_NOT_FOUND": "see which there are: rbee model list",
     "HIVE_UNREACHABLE": "look at the service: systemctl status rbee-hive",
     "HIVE_PROTOCOL_ERROR": "restart the service: systemctl restart rbee-hive",
-    "BACKEND_UNAVAILABLE": "choose one of: cpu, cuda",
 }
 
 

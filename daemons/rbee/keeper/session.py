@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 import click
 
 from rbee.keeper.client import Daemon, Patience
+from rbee.keeper.failure import InferenceStalled, StreamClosed
 from rbee.keeper.render import say
 from rbee.keeper.settings import Flags, Place, Settings, resolve
 from rbee.wire import context
-from rbee.wire.errors import RbeeError
+from rbee.wire.errors import ProtocolError
+from rbee.wire.http.client import RemoteError
 
 T = TypeVar("T")
 
@@ -54,7 +56,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         context.correlation_id.set(identity)
         try:
             return await work
-        except RbeeError as error:
+        except (RemoteError, ProtocolError, StreamClosed, InferenceStalled) as error:
             error.details.setdefault("correlation_id", identity)
             raise
 

@@ -15,14 +15,15 @@ _SHOWN = 6
 @click.command("embed")
 @click.argument("texts", nargs=-1, required=True)
 @click.option("--model", required=True, help="The embedding model.")
+@click.option("--time-limit", type=click.FloatRange(min=0.1), default=_LIMIT_S, show_default=True, metavar="SECONDS")
 @json_option
-def command(texts: tuple[str, ...], model: str, as_json: bool) -> None:
+def command(texts: tuple[str, ...], model: str, time_limit: float, as_json: bool) -> None:
     """Turn TEXTS into vectors; with several, also show how alike each is to the first."""
     names.model_name(model)
 
     async def ask() -> list[list[float]]:
         async with session.queen() as queen:
-            return await openai.embed(queen, model, texts, _LIMIT_S)
+            return await openai.embed(queen, model, texts, time_limit)
 
     vectors = session.run(ask())
     if as_json:

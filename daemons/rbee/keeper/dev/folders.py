@@ -134,10 +134,14 @@ def write_files(made: Folders, ports: Ports) -> None:
         "hive_id": HIVE_ID,
         "listen": {"host": "127.0.0.1", "port": ports.hive},
         "supervisor": "child",
+        "model_roots": [str(made.models)],
         "queen": {"callback_url": queen_url, "required": True},
         "tokens": {name: path for name, path in tokens.items() if name != "api_token"},
     }
-    worker = common | {"model_roots": [str(made.models)]}
+    worker = {
+        "model_roots": [str(made.models)],
+        "tokens": {"worker_api_token": tokens["worker_api_token"]},
+    }
     for name, content in (("queen", queen), ("hive", hive), ("worker", worker)):
         _write_private(made.run / "config" / f"{name}.yaml", yaml.safe_dump(content, sort_keys=False))
 

@@ -18,7 +18,7 @@ _KEPT_LINES = 20
 async def build(folder: Path, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Build what is missing under ``folder``, each line of progress given to ``say``; raises CommandFailed."""
     process = await asyncio.create_subprocess_exec(
-        *module_argv("rbee.keeper.demo.build", str(folder)),
+        *module_argv("rbee.keeper.demo.build", str(folder), EMBEDDING_MODEL, TALKING_MODEL),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -41,10 +41,8 @@ async def build(folder: Path, environment: Mapping[str, str], say: Callable[[str
                 process.kill()
             await process.wait()
     if code != 0:
-        raise CommandFailed(
-            f"the models could not be built (exit code {code}): install what the demonstration needs with"
-            " 'pip install rbee[worker,demo]', then try again"
-        )
+        said = lines[-1] if lines else "it said nothing"
+        raise CommandFailed(f"the models could not be built (exit code {code}): {said}")
     missing = [name for name in (EMBEDDING_MODEL, TALKING_MODEL) if not (folder / name).is_dir()]
     if missing:
         raise CommandFailed(f"the models were built, and {missing[0]} is not under {folder}: try again")
