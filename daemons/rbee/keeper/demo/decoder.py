@@ -16,13 +16,14 @@ from rbee.keeper.demo.talk_weights import HEAD_DIM, HEADS, LAYERS, MASKED, MAX_P
 NAME = "bee-talk"
 SEED = 20
 FEATURES = 4096
-"""Width of the last layer: 1 to 3 ms a token on two CPU cores; more makes it slower, less than 2048 forgets."""
+"""Width of the last layer: about 1.3 ms a token on a CPU core; more makes it slower, less than 1536 forgets."""
 
 
 def build(folder: Path, features: int = FEATURES) -> None:
     """Write the model into the existing ``folder``: model.onnx, tokenizer and Hugging Face configuration files.
 
-    ``features`` is the width of the last layer: time and file size grow with it (8 kB a feature).
+    ``features`` is the width of the last layer: time and file size grow with it (8 to 9 kB a feature). Raises
+    InternalError where it is too narrow to know its corpus by heart.
     """
     tokenizer = talk_tokens.train(TOPICS, [FALLBACK_ANSWER])
     weights = talk_weights.make(tokenizer, TOPICS, features, SEED)

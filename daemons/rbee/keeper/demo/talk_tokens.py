@@ -47,8 +47,9 @@ def train(topics: Sequence[Topic], extra: Iterable[str]) -> Tokenizer:
     """
     texts = [text for topic in topics for text in (*topic.questions, topic.answer)] + list(extra)
     lines = ["".join(c for c in text if c.isascii() or c == "→") for text in texts]
-    # Questions come in either case; both shall be whole words.
+    # Questions come in any case; their words shall be whole in each.
     lines += [line.lower() for line in lines]
+    lines += [question.upper() for topic in topics for question in topic.questions for _ in range(2)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
