@@ -12,16 +12,40 @@ from urllib.parse import urlsplit
 
 from rbee.wire.sse import SseDecoder
 
+Connect = Callable[[float], socket.socket]
+"""Makes a connected socket; its argument is the time limit in seconds."""
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, connect: Connect, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
-        self._path = path
+        self._connect = connect
+        self._limit_s = timeout
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        self.sock = self._connect(self._limit_s)
+
+
+def connect_unix(path: str) -> Connect:
+    """Connects to the Unix socket at ``path``."""
+
+    def connect(timeout_s: float) -> socket.socket:
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connected.settimeout(timeout_s)
+        try:
+            connected.connect(path)
+        except OSError:
+            connected.close()
+            raise
+        return connected
+
+    return connect
+
+
+def connect_tcp(url: str) -> Connect:
+    """Connects to ``http://host:port``."""
+    parts = urlsplit(url)
+    return lambda timeout_s: socket.create_connection((parts.hostname, parts.port or 80), timeout_s)
 
 
 @dataclass(frozen=True)
@@ -85,19 +109,15 @@ class Stream:
 
 
 class Http:
-    """Calls to one address: ``http://host:port`` or the path of a Unix socket."""
+    """Calls to one address (URL, Unix path, or a maker of sockets), a connection each."""
 
-    def __init__(self, address: str, token: str | None = None, timeout_s: float = 30.0) -> None:
-        self.address = address
+    def __init__(self, address: str | Connect, token: str | None = None, timeout_s: float = 30.0) -> None:
+        if not isinstance(address, str):
+            self._connect = address
+        else:
+            self._connect = connect_unix(address) if address.startswith("/") else connect_tcp(address)
         self.token = token
         self._timeout_s = timeout_s
-
-    def _connection(self) -> http.client.HTTPConnection:
-        if self.address.startswith("/"):
-            return _UnixConnection(self.address, self._timeout_s)
-        parts = urlsplit(self.address)
-        assert parts.hostname is not None
-        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=self._timeout_s)
 
     def stream(self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> Stream:
         """Call and return the open answer."""
@@ -105,7 +125,7 @@ class Http:
         sent = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
         if data is not None:
             sent["Content-Type"] = "application/json"
-        connection = self._connection()
+        connection = _Connection(self._connect, self._timeout_s)
         connection.request(method, path, body=data, headers={**sent, **(headers or {})})
         return Stream(connection, connection.getresponse())
 
