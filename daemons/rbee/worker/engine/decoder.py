@@ -122,7 +122,7 @@ def _empty_shape(tensor: TensorInfo, facts: FolderFacts) -> tuple[int, ...]:
 
 
 class Decoder:
-    """A decoder's session. Every sequence has its own :class:`Cache`; sequences may be advanced from several threads."""
+    """A decoder's session. Every sequence has its own :class:`Cache`; several threads may advance one each."""
 
     def __init__(self, session: Session, layout: DecoderLayout, device: str, device_id: int) -> None:
         self._session = session

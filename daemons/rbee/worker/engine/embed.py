@@ -83,7 +83,8 @@ def pool(hidden: Vectors, mask: NDArray[np.int64], rule: PoolingRule) -> Vectors
 def normalised(vectors: Vectors) -> Vectors:
     """Each row divided by its length."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    result: Vectors = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return result
 
 
 def plan_batches(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """Generates text one request at a time on its own cache: prefill, then a step a token, each in a thread."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -116,7 +116,7 @@ class SequentialGenerator:
             )
         return ids
 
-    async def stream(self, request: GenerateRequest) -> AsyncIterator[Piece | Finished]:
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece | Finished, None]:
         """Generate; each step is computed when the reader asks for more."""
         row = TextRow(request, self._eos_ids, self._tokenizer)
         cache = Cache()

@@ -4,7 +4,7 @@ The routes know these types alone, so that the loop behind them can change (one 
 """
 
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,5 +62,5 @@ class Generator(Protocol):
     async def encode_messages(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
         """Token ids of a conversation by the model's chat template; raises InvalidRequest."""
 
-    def stream(self, request: GenerateRequest) -> AsyncIterator[Piece | Finished]:
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece | Finished, None]:
         """Generate; the next step is computed when the reader asks for it, so a slow reader slows it down."""

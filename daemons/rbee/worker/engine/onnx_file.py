@@ -29,7 +29,7 @@ ELEMENT_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """An input or output: element type by its NumPy name, and a shape where a number is fixed and a name or None is not."""
+    """An input or output: element type by its NumPy name; in the shape only a number is a fixed size."""
 
     name: str
     element: str

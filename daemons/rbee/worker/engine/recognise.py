@@ -1,4 +1,4 @@
-"""Says what a model folder holds from its files: the task, the vocabulary's size, where text ends, how long it may be."""
+"""Says what a model folder holds from its files: the task, the vocabulary, where text ends, how long it may be."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -43,10 +43,13 @@ class ModelFacts:
     chat_template: str | None
 
 
-def recognise(folder: FolderFacts) -> ModelFacts:
-    """Read a folder's facts; raises ConfigError for a model kind that this version does not serve (cross-encoders)."""
+def recognise(folder: FolderFacts, asked: Task = Task.AUTO) -> ModelFacts:
+    """Read a folder's facts; ``asked`` other than auto overrides the task.
+
+    Raises ConfigError for a model kind that this version does not serve (cross-encoders).
+    """
     return ModelFacts(
-        task_of(folder),
+        task_of(folder) if asked is Task.AUTO else asked,
         precision_of(folder.graph),
         _vocabulary(folder),
         _eos_ids(folder),

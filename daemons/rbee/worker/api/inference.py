@@ -1,0 +1,95 @@
+"""POST /v1/inference: text with typed events; DELETE /v1/inference/ID: cancel."""
+
+import msgspec
+from aiohttp import web
+
+from rbee.wire import context, names
+from rbee.wire.errors import InvalidRequest, RbeeError
+from rbee.wire.http.server import json_response
+from rbee.worker.api.events import BoundedStream
+from rbee.worker.api.generation import Generation, Prompt, Wanted, generation, generator_of
+from rbee.worker.api.messages import Message, plain_messages
+from rbee.worker.api.parameters import MaxTokens, Seed, Stops, Temperature, TopK, TopP, read_parameters, stops_of
+from rbee.worker.engine.sampling import SamplingParams
+from rbee.worker.service import REQUEST_ID_HEADER, WorkerService
+
+
+class InferenceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/inference: ``prompt`` or ``messages``. ``temperature`` 0 is greedy."""
+
+    prompt: str | list[int] | None = None
+    messages: list[Message] | None = None
+    model: str | None = None
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    top_k: TopK = 0
+    seed: Seed | None = None
+    stop: Stops | None = None
+    stream: bool = True
+
+
+class InferenceRoutes:
+    """Inference in rbee's own shape."""
+
+    def __init__(self, service: WorkerService) -> None:
+        self._service = service
+
+    async def infer(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/inference: SSE started, token..., metrics, then one end or error, then [DONE]."""
+        generator_of(self._service)
+        body = await read_parameters(request, InferenceBody)
+        self._service.check_model(body.model)
+        wanted = _wanted(body)
+        if not body.stream:
+            return await self._whole(request, wanted)
+        return await self._streamed(request, wanted)
+
+    async def cancel(self, request: web.Request) -> web.StreamResponse:
+        """DELETE /v1/inference/ID: 204 whether it ran or not."""
+        self._service.requests.cancel(names.request_id(request.match_info["request_id"]))
+        return web.Response(status=204)
+
+    async def _whole(self, request: web.Request, wanted: Wanted) -> web.StreamResponse:
+        async with generation(self._service, request, wanted) as found:
+            text = "".join([piece.text async for piece in found.pieces()])
+        answer = {
+            "request_id": found.request_id,
+            "model": self._service.definition.model,
+            "text": text,
+            "finish_reason": found.end.reason.value,
+            "metrics": found.measures,
+        }
+        return json_response(answer, headers={REQUEST_ID_HEADER: found.request_id})
+
+    async def _streamed(self, request: web.Request, wanted: Wanted) -> web.StreamResponse:
+        stream: BoundedStream | None = None
+        try:
+            async with generation(self._service, request, wanted) as found:
+                stream = await BoundedStream.open(request, {REQUEST_ID_HEADER: found.request_id})
+                last = await self._send_text(stream, found)
+        except RbeeError as error:
+            if stream is None:
+                raise
+            last = [("error", error.info(context.correlation_id.get()))]
+        await stream.finish(*last)
+        return stream.response
+
+    async def _send_text(self, stream: BoundedStream, found: Generation) -> list[tuple[str | None, object]]:
+        model = self._service.definition.model
+        started = {"request_id": found.request_id, "model": model, "prompt_tokens": found.prompt_tokens}
+        await stream.send("started", started)
+        index = length = 0
+        async for piece in found.pieces():
+            await stream.send("token", {"text": piece.text, "index": index, "token_id": piece.token_id})
+            index, length = index + 1, length + len(piece.text)
+        end = {"finish_reason": found.end.reason.value, "text_length": length, "request_id": found.request_id}
+        return [("metrics", found.measures), ("end", end)]
+
+
+def _wanted(body: InferenceBody) -> Wanted:
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequest("give either 'prompt' or 'messages'", details={"field": "prompt"}, param="prompt")
+    messages = plain_messages(body.messages) if body.messages is not None else None
+    sampling = SamplingParams(body.temperature, body.top_p, body.top_k, body.seed)
+    return Wanted(Prompt(body.prompt, messages), body.max_tokens, sampling, stops_of(body.stop))

@@ -1,0 +1,68 @@
+"""Reads a body strictly: a parameter that is not honoured is refused by its name, never ignored."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta
+
+from rbee.wire.errors import UnsupportedParameter
+from rbee.wire.http.server import decode_body, read_json
+
+Temperature = Annotated[float, Meta(ge=0, le=10)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+TopK = Annotated[int, Meta(ge=0, le=1_000_000)]
+Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+MaxTokens = Annotated[int, Meta(ge=1, le=1_000_000)]
+Stop = Annotated[str, Meta(min_length=1, max_length=256)]
+Stops = Annotated[list[Stop], Meta(max_length=16)] | Stop
+
+T = TypeVar("T", bound=msgspec.Struct)
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "presence_penalty": (0, 0.0),
+    "frequency_penalty": (0, 0.0),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "store": (False,),
+}
+"""Values of OpenAI's parameters that ask for nothing: a client may spell them out."""
+
+
+async def read_parameters(request: web.Request, kind: type[T]) -> T:
+    """Decode the body into ``kind``; null counts as not given.
+
+    Raises UnsupportedParameter for a field that ``kind`` lacks and whose value asks for something, InvalidRequest for
+    a value that is not acceptable.
+    """
+    body = await read_json(request, dict[str, Any])
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    given = {name: value for name, value in body.items() if value is not None}
+    for name, value in given.items():
+        if name not in known and not _is_neutral(name, value):
+            raise UnsupportedParameter(
+                f"the parameter '{name[:64]}' is not honoured here: leave it out",
+                details={"parameter": name[:64], "supported": sorted(known)},
+                param=name[:64],
+            )
+    kept = {name: value for name, value in given.items() if name in known}
+    return decode_body(msgspec.json.encode(kept), kind)
+
+
+def _is_neutral(name: str, value: object) -> bool:
+    return any(value == neutral and type(value) is type(neutral) for neutral in NEUTRAL.get(name, ()))
+
+
+def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:
+    """Stop strings as a tuple."""
+    if stop is None:
+        return ()
+    return (stop,) if isinstance(stop, str) else tuple(stop)

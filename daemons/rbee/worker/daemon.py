@@ -1,0 +1,193 @@
+"""The worker's life: listen, load, say READY=1, serve, drain."""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+import time
+
+import msgspec
+
+from rbee import __version__
+from rbee.host.credentials import find_secret
+from rbee.host.journal import set_level
+from rbee.host.notify import Notifier
+from rbee.host.sockets import refuse_public_without_token, tcp_address
+from rbee.wire.auth import Role, TokenVerifier
+from rbee.wire.errors import ConfigError, RbeeError
+from rbee.wire.http.server import Server
+from rbee.wire.log import log
+from rbee.wire.messages import WorkerFacts
+from rbee.wire.peer import PeerAdmins
+from rbee.wire.worker_spec import Task
+from rbee.worker.api.app import build_worker_app
+from rbee.worker.definition import Definition, load_defaults
+from rbee.worker.loading import LoadedModel, Loader
+from rbee.worker.metrics import WorkerMetrics
+from rbee.worker.progress import Loaded, ProgressBoard
+from rbee.worker.requests import RunningRequests
+from rbee.worker.service import WorkerService
+
+LOGGER = logging.getLogger(__name__)
+TOKEN_NAME = "worker_api_token"  # noqa: S105 - a credential's name
+CLOSE_GRACE_S = 1.0
+
+
+class WorkerDaemon:
+    """Owns the sockets, the loader, the server and what runs; implements host.daemon.Daemon."""
+
+    def __init__(
+        self,
+        definition: Definition,
+        notifier: Notifier,
+        sockets: list[socket.socket],
+        loader: Loader,
+        board: ProgressBoard,
+    ) -> None:
+        self._definition = definition
+        self._notifier = notifier
+        self._sockets = sockets
+        self._loader = loader
+        self._verifier = TokenVerifier({})
+        self._load_token(definition)
+        refuse_public_without_token(sockets, self._verifier)
+        metrics = WorkerMetrics()
+        self.service = WorkerService(definition, board, metrics, RunningRequests(definition.spec.slots, metrics.ended))
+        admins = PeerAdmins(frozenset(definition.defaults.admin_users))
+        self._server = Server(build_worker_app(self.service, self._verifier, admins), sockets, CLOSE_GRACE_S)
+        self._serving = False
+        self._ended = asyncio.Event()
+
+    async def start(self) -> None:
+        """Serve, await the model, write the facts, and say READY=1; raises what ended the loading."""
+        await self._server.start()
+        self._serving = True
+        board = self.service.board
+        try:
+            loaded = await self._loader.result()
+        except RbeeError as error:
+            board.post(error)
+            raise
+        self.service.loaded = loaded
+        self._count(loaded)
+        facts = self._facts(loaded)
+        self._write_facts(facts)
+        self._notifier.ready(self.summary())
+        board.post(Loaded(loaded.seconds))
+        log(
+            LOGGER,
+            logging.INFO,
+            "worker ready",
+            worker=facts.worker_id,
+            model=facts.model,
+            task=facts.task,
+            backend=facts.backend,
+            url=facts.url,
+            slots=facts.slots_total,
+            load_seconds=round(loaded.seconds, 3),
+        )
+
+    async def wait(self) -> None:
+        """Never ends on its own."""
+        await self._ended.wait()
+
+    async def reload(self) -> None:
+        """Take another token and log level; raises ConfigError and keeps the old ones where the new are wrong."""
+        defaults = load_defaults(self._definition.paths)
+        changed = msgspec.structs.replace(self._definition.defaults, tokens=defaults.tokens)
+        self._load_token(dataclasses.replace(self._definition, defaults=changed))
+        set_level(defaults.log_level)
+
+    async def stop(self) -> None:
+        """Drain within ``drain_limit_s``, cut what is left, close, and remove what was written."""
+        requests, limit = self.service.requests, self._definition.spec.drain_limit_s
+        running = requests.busy
+        self._notifier.stopping(f"draining: {running} running")
+        if running:
+            log(LOGGER, logging.INFO, "draining", running=running, limit_s=limit)
+        cut = await requests.drain(limit)
+        if cut:
+            log(LOGGER, logging.WARNING, "drain limit reached, requests were cut", cut=cut, limit_s=limit)
+        if self._serving:
+            with contextlib.suppress(TimeoutError):  # a handler that does not end in its grace ends with the process
+                await self._server.close()
+        for bound in self._sockets:
+            bound.close()
+        paths, worker = self._definition.paths, self._definition.worker_id
+        for path in (paths.worker_facts(worker), paths.worker_socket(worker)):
+            path.unlink(missing_ok=True)
+        if self.service.loaded is not None:
+            self.service.loaded.model.runner.close()
+
+    def healthy(self) -> bool:
+        """Whether WATCHDOG=1 may go out: no step of inference is stuck."""
+        return self.service.healthy()
+
+    def summary(self) -> str:
+        """The STATUS= line of a ready worker."""
+        spec, loaded = self._definition.spec, self.service.loaded
+        task = loaded.facts.task if loaded is not None else spec.task
+        return f"ready: {self._definition.model} ({task}) on {self._device()}, {spec.slots} slots"
+
+    def _device(self) -> str:
+        spec = self._definition.spec
+        return f"{spec.backend}:{spec.device}" if spec.backend == "cuda" else str(spec.backend)
+
+    def _load_token(self, definition: Definition) -> None:
+        secret = find_secret(TOKEN_NAME, definition.token_file)
+        self._verifier.replace({Role.API: [secret] if secret is not None else []})
+
+    def _count(self, loaded: LoadedModel) -> None:
+        metrics, definition = self.service.metrics, self._definition
+        metrics.load_seconds.set(loaded.seconds)
+        metrics.info.info(
+            {
+                "worker": definition.worker_id,
+                "model": definition.model,
+                "task": str(loaded.facts.task),
+                "backend": str(definition.spec.backend),
+                "precision": loaded.facts.precision,
+                "version": __version__,
+            }
+        )
+
+    def _facts(self, loaded: LoadedModel) -> WorkerFacts:
+        definition, spec = self._definition, self._definition.spec
+        return WorkerFacts(
+            worker_id=definition.worker_id,
+            url=_url(self._sockets),
+            socket=str(definition.paths.worker_socket(definition.worker_id)),
+            model=definition.model,
+            model_ref=definition.model_ref,
+            task=Task(loaded.facts.task),
+            backend=spec.backend,
+            device=spec.device,
+            slots_total=spec.slots,
+            version=__version__,
+            pid=os.getpid(),
+            invocation_id=os.environ.get("INVOCATION_ID", ""),
+            ready_monotonic_us=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000,
+            capabilities=[str(loaded.facts.task), self._device(), loaded.facts.precision],
+        )
+
+    def _write_facts(self, facts: WorkerFacts) -> None:
+        path = self._definition.paths.worker_facts(self._definition.worker_id)
+        draft = path.with_suffix(".tmp")
+        try:
+            draft.write_bytes(msgspec.json.encode(facts))
+            draft.chmod(0o644)
+            draft.replace(path)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written: {error.strerror}: check the folder's owner") from None
+
+
+def _url(sockets: list[socket.socket]) -> str:
+    address = tcp_address(sockets)
+    if address is None:
+        raise ConfigError("the worker listens on no TCP address")
+    host, port = address
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,92 @@
+"""Finds what this worker is: its definition ID.yaml, the machine-wide worker.yaml, and the model folder they name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from rbee.host.config import Loaded, load_config
+from rbee.host.paths import Paths
+from rbee.wire import names
+from rbee.wire.errors import ConfigError, InvalidRequest
+from rbee.wire.worker_spec import WorkerSpec
+from rbee.worker.engine.folder import resolve_folder
+
+
+class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Files of tokens; without one the systemd credential of that name is used."""
+
+    worker_api_token: str | None = None
+
+
+class WorkerDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """worker.yaml: what holds for every worker of the machine.
+
+    ``model_roots`` bounds where models may lie (default: the state folder's ``models``). ``cuda_library_path`` is a
+    folder with CUDA's libraries where the loader does not find them by itself. ``admin_users`` may use the Unix
+    sockets beside root and the group rbee.
+    """
+
+    model_roots: list[str] = []
+    cuda_library_path: str | None = None
+    log_level: str = "info"
+    tokens: Tokens = Tokens()
+    admin_users: list[str] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One worker's whole configuration, resolved: ``model`` is the name clients use, ``folder`` where it lies."""
+
+    worker_id: str
+    spec: WorkerSpec
+    defaults: WorkerDefaults
+    paths: Paths
+    folder: Path
+    model: str
+    source: Loaded[WorkerSpec]
+
+    @property
+    def model_ref(self) -> str:
+        """The model's reference in its file:/// form."""
+        return "file://" + self.spec.model.removeprefix("file://")
+
+    @property
+    def token_file(self) -> Path | None:
+        """The configured file of the token that callers present."""
+        configured = self.defaults.tokens.worker_api_token
+        return Path(configured) if configured else None
+
+
+def load_defaults(paths: Paths) -> WorkerDefaults:
+    """Read worker.yaml (absent: the built-in defaults); raises ConfigError with file, line and field."""
+    defaults = load_config(WorkerDefaults, paths.config_dir / "worker.yaml", required=False).value
+    if defaults.log_level not in ("debug", "info", "warning", "error"):
+        raise ConfigError(
+            f"{paths.config_dir / 'worker.yaml'}: log_level: expected debug, info, warning or error; use one of them"
+        )
+    return defaults
+
+
+def load_definition(worker_id: str, paths: Paths, defaults: WorkerDefaults) -> Definition:
+    """Read the worker's definition and resolve its model's folder; raises ConfigError with file, line and field."""
+    try:
+        path = paths.definition(worker_id)
+    except InvalidRequest as error:
+        raise ConfigError(error.message) from None
+    if path is None:
+        folders = ", ".join(str(folder) for folder in paths.definition_folders)
+        raise ConfigError(f"{worker_id}.yaml: there is no definition of this worker in {folders}; write one")
+    source = load_config(WorkerSpec, path, required=True)
+    spec = source.value
+    if spec.ports.first > spec.ports.last:
+        raise ConfigError(f"{path}: ports: first is above last; swap them")
+    roots = [Path(root) for root in defaults.model_roots] or [paths.models]
+    try:
+        folder = resolve_folder(spec.model, roots)
+        model = spec.name or names.model_name(Path(spec.model.removeprefix("file://")).name)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}") from None
+    except InvalidRequest:
+        raise ConfigError(f"{path}: name: the folder's name cannot be a model's name; set `name`") from None
+    return Definition(worker_id, spec, defaults, paths, folder, model, source)

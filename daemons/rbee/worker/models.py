@@ -1,0 +1,87 @@
+"""Makes the one model of this worker from its folder, on the device that its definition asks for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rbee.wire.worker_spec import Backend, Task, WorkerSpec
+from rbee.worker.definition import Definition
+from rbee.worker.engine.folder import ModelFolder
+from rbee.worker.engine.recognise import ModelFacts
+from rbee.worker.engine.sessions import DeviceSpec, Runner, Session, create_session
+from rbee.worker.engine.tensor import TensorModel
+
+if TYPE_CHECKING:
+    from rbee.worker.engine.embed import Embedder
+    from rbee.worker.engine.generate import SequentialGenerator
+
+SPARE_THREADS = 2
+"""Step threads beside one a slot: prompts are tokenised there as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What serves requests, for one task, and the runner of its steps."""
+
+    task: Task
+    served: "Embedder | SequentialGenerator | TensorModel"
+    runner: Runner
+
+
+def build_runner(spec: WorkerSpec) -> Runner:
+    """The threads of this worker's steps."""
+    return Runner(spec.slots + SPARE_THREADS)
+
+
+def build_model(definition: Definition, folder: ModelFolder, facts: ModelFacts, runner: Runner, threads: int) -> Model:
+    """Create the session and what serves its task; raises ConfigError, ProviderUnavailable. Blocking."""
+    session = create_session(folder.model_file, device_spec(definition, threads))
+    if facts.task is Task.GENERATE:
+        return Model(facts.task, _generator(definition, folder, facts, session, runner), runner)
+    if facts.task is Task.EMBED:
+        return Model(facts.task, _embedder(folder, facts, session, runner), runner)
+    return Model(facts.task, TensorModel(session, folder.facts.graph, runner), runner)
+
+
+def device_spec(definition: Definition, threads: int) -> DeviceSpec:
+    """Where the definition wants its session."""
+    spec, library_path = definition.spec, definition.defaults.cuda_library_path
+    return DeviceSpec(
+        Backend(spec.backend),
+        spec.device,
+        threads,
+        spec.gpu_mem_limit_mb,
+        Path(library_path) if library_path else None,
+    )
+
+
+def _embedder(folder: ModelFolder, facts: ModelFacts, session: Session, runner: Runner) -> "Embedder":
+    from rbee.worker.engine.embed import Embedder
+    from rbee.worker.engine.tokenise import length_rule, load_tokenizer
+
+    tokenizer, declared = load_tokenizer(folder.path)
+    rule = length_rule(folder.facts, declared, facts.context_length)
+    return Embedder(session, tokenizer, folder.facts, rule, runner)
+
+
+def _generator(
+    definition: Definition, folder: ModelFolder, facts: ModelFacts, session: Session, runner: Runner
+) -> "SequentialGenerator":
+    from rbee.worker.engine.chat import ChatTemplate, special_tokens
+    from rbee.worker.engine.decoder import Decoder, device_name, read_layout
+    from rbee.worker.engine.generate import SequentialGenerator
+    from rbee.worker.engine.tokenise import load_tokenizer
+
+    spec = definition.spec
+    tokenizer, _ = load_tokenizer(folder.path)
+    template = ChatTemplate(facts.chat_template, special_tokens(folder.facts)) if facts.chat_template else None
+    decoder = Decoder(session, read_layout(folder.facts), device_name(spec.backend), spec.device)
+    lengths = [length for length in (facts.context_length, spec.max_context) if length is not None]
+    return SequentialGenerator(
+        decoder,
+        tokenizer,
+        runner,
+        eos_ids=facts.eos_ids,
+        context_length=min(lengths) if lengths else None,
+        template=template,
+    )

@@ -1,0 +1,175 @@
+"""The requests that run: slots, ids, deadlines, and the one way to cancel each of them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from rbee.wire import context
+from rbee.wire.deadline import Deadline
+from rbee.wire.errors import AllSlotsBusy, Conflict, Draining, InferenceCancelled, InferenceError, RbeeError
+from rbee.wire.log import log
+
+LOGGER = logging.getLogger(__name__)
+BUSY_RETRY_S = 1.0
+
+
+@dataclass(eq=False)
+class RunningRequest:
+    """One request in its slot. ``tokens`` and ``failure`` are filled in by its route for the record at its end."""
+
+    request_id: str
+    route: str
+    client: str | None
+    task: "asyncio.Task[object]"
+    started: float
+    tokens: int = 0
+    failure: RbeeError | None = None
+    cancelled: RbeeError | None = field(default=None, init=False)
+
+    def cancel(self, why: RbeeError) -> None:
+        """Stop the request at its next step; it ends with ``why``. A second call changes nothing."""
+        if self.cancelled is None:
+            self.cancelled = why
+            self.task.cancel()
+
+
+class RunningRequests:
+    """Slots and what runs in them. Everything happens in the loop's thread, so taking the last slot is atomic."""
+
+    def __init__(self, slots: int, observe: Callable[[str, str], None], clock: Callable[[], float] = time.monotonic):
+        self.slots = slots
+        self.total = 0
+        self.draining = False
+        self._observe = observe
+        self._clock = clock
+        self._running: dict[str, RunningRequest] = {}
+        self._idle_since = clock()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def busy(self) -> int:
+        """Slots in use."""
+        return len(self._running)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last request ended; 0 while one runs."""
+        return 0.0 if self._running else self._clock() - self._idle_since
+
+    @asynccontextmanager
+    async def slot(
+        self, request_id: str, route: str, *, client: str | None = None, deadline: Deadline | None = None
+    ) -> AsyncIterator[RunningRequest]:
+        """Hold a slot for the block.
+
+        Raises Draining, AllSlotsBusy, Conflict (the id runs already) or the deadline's error before the block; raises
+        the error given to :meth:`RunningRequest.cancel` out of it.
+        """
+        running = self._admit(request_id, route, client, deadline)
+        already_cancelling = running.task.cancelling()
+        timer = self._arm(running, deadline)
+        outcome = "error"
+        try:
+            yield running
+            outcome = "ok" if running.failure is None else running.failure.code.lower()
+        except asyncio.CancelledError:
+            if running.cancelled is None:
+                outcome = "client_gone"
+                raise
+            outcome = running.cancelled.code.lower()
+            running.task.uncancel()
+            if running.task.cancelling() > already_cancelling:
+                raise  # the client left as well: there is nobody to tell
+            raise running.cancelled from None
+        except ConnectionError:
+            outcome = "client_gone"
+            raise
+        except RbeeError as error:
+            outcome = error.code.lower()
+            if isinstance(error, InferenceError):
+                LOGGER.error("inference failed", exc_info=error)  # noqa: TRY400 - the stack is the cause's
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._release(running, outcome)
+
+    def cancel(self, request_id: str) -> bool:
+        """Cancel a request by its id; False where none of that id runs (it may have ended: that is no error)."""
+        running = self._running.get(request_id)
+        if running is None:
+            return False
+        running.cancel(InferenceCancelled("the request was cancelled", details={"request_id": request_id}))
+        return True
+
+    async def drain(self, limit_s: float, cancel_limit_s: float = 2.0) -> int:
+        """Take no new work, let what runs go on for ``limit_s`` seconds, then cancel it; returns how many were cut."""
+        self.draining = True
+        if await self._ended_within(limit_s):
+            return 0
+        left = list(self._running.values())
+        for running in left:
+            running.cancel(InferenceCancelled("the worker stops and the time to finish is over: ask another worker"))
+        await self._ended_within(cancel_limit_s)
+        return len(left)
+
+    async def _ended_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _admit(self, request_id: str, route: str, client: str | None, deadline: Deadline | None) -> RunningRequest:
+        task = asyncio.current_task()
+        if task is None:
+            raise Conflict("a request runs in a task")
+        if deadline is not None and deadline.remaining(time.time()) <= 0:
+            raise deadline.passed_error()
+        if self.draining:
+            raise Draining(
+                "the worker is stopping and takes no new work: ask another worker", retry_after_s=BUSY_RETRY_S
+            )
+        if request_id in self._running:
+            raise Conflict("a request of this id runs already: use a new id", details={"request_id": request_id})
+        if self.busy >= self.slots:
+            raise AllSlotsBusy(
+                f"all {self.slots} slots are busy: try again in a moment, or ask another worker",
+                details={"slots_total": self.slots, "slots_busy": self.busy},
+                retry_after_s=BUSY_RETRY_S,
+            )
+        running = RunningRequest(request_id, route, client, task, self._clock())
+        self._running[request_id] = running
+        self._empty.clear()
+        self.total += 1
+        return running
+
+    def _arm(self, running: RunningRequest, deadline: Deadline | None) -> asyncio.TimerHandle | None:
+        if deadline is None:
+            return None
+        loop = asyncio.get_running_loop()
+        return loop.call_later(deadline.remaining(time.time()), running.cancel, deadline.passed_error())
+
+    def _release(self, running: RunningRequest, outcome: str) -> None:
+        del self._running[running.request_id]
+        if not self._running:
+            self._idle_since = self._clock()
+            self._empty.set()
+        self._observe(running.route, outcome)
+        log(
+            LOGGER,
+            logging.INFO,
+            "request ended",
+            request_id=running.request_id,
+            route=running.route,
+            outcome=outcome,
+            tokens=running.tokens,
+            duration_ms=round((self._clock() - running.started) * 1000, 1),
+            caller=context.caller.get(),
+            client=running.client,
+        )
