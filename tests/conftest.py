@@ -4,6 +4,7 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.machines.testbed import packages, project, trees
 from tests.machines.testbed.fixtures import (
     bare_machine,
     installation,
@@ -26,6 +27,17 @@ def _machines(arguments: dict[str, object]) -> list[Machine]:
         if isinstance(value, Network):
             found += [machine for machine in value.machines if machine not in found]
     return [machine for machine in found if machine.pid]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Trees, packages and models are there before the first test's time limit begins to run."""
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if session.config.option.collectonly or not wanted & {"network", "installation"}:
+        return
+    for each in trees.Release:
+        packages.layer(each)
+    if "installation" in wanted:
+        project.models()
 
 
 @pytest.hookimpl(wrapper=True)

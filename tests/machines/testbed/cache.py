@@ -6,9 +6,12 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+KINDS = ("models", "packages", "trees", "wheels")
 
 
 def root() -> Path:
@@ -54,6 +57,7 @@ def build_once(kind: str, name: str, build: Callable[[Path], None]) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     done = home / name
     if done.is_dir():
+        os.utime(done)
         return done
     with _locked(home / f"{name}.lock"):
         if done.is_dir():
@@ -78,3 +82,12 @@ def remove(folder: Path) -> None:
         subprocess.run(["umount", "--recursive", folder], check=False)
     if f"{folder}/" not in Path("/proc/self/mounts").read_text():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def prune(days: float = 14) -> None:
+    """Delete what no test run has used for this many days."""
+    oldest = time.time() - days * 86400
+    for done in root().glob("*/*/"):
+        if done.parent.name in KINDS and done.stat().st_mtime < oldest:
+            remove(done)
+            done.with_name(f"{done.name}.lock").unlink(missing_ok=True)
