@@ -20,15 +20,15 @@ Data = dict[str, Any]
 
 @dataclass(slots=True)
 class Answer:
-    """What came so far: the text, how many tokens of how many, the ids to cancel by, and the closing facts."""
+    """What came so far: the text, how many tokens of how many, the ids to cancel by, who answers, the closing facts."""
 
     wanted: int | None = None
     text: list[str] = field(default_factory=list)
     tokens: int = 0
-    started: bool = False
     ids: Data = field(default_factory=dict)
     metrics: Data = field(default_factory=dict)
     end: Data | None = None
+    worker: str = ""
 
     @property
     def count(self) -> str:
@@ -96,7 +96,8 @@ async def consume(response: aiohttp.ClientResponse, answer: Answer, view: View, 
         elif event.event == "metrics":
             answer.metrics = data
         else:
-            answer.started = answer.started or event.event == "started"
+            if event.event == "placing":
+                answer.worker = f"{data.get('hive_id')}/{data.get('worker_id')}"
             view.progress(event.event, data)
     if answer.end is None:
         raise StreamClosed(f"the stream closed before the end of the answer, after {answer.count} tokens: try again")

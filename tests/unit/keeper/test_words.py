@@ -2,10 +2,14 @@
 
 import pytest
 
-from rbee.keeper import inference, versions
+from rbee.keeper import inference, placement, versions
+from rbee.keeper.failure import CommandFailed
 from rbee.keeper.openai import cosine
+from rbee.keeper.placement import Bounds
 from rbee.keeper.text import duration, printable, size
-from rbee.wire.errors import VersionMismatch
+from rbee.wire.errors import ModelNotFound, VersionMismatch
+from rbee.wire.messages import WorkerReport, WorkerState
+from rbee.wire.worker_spec import Backend
 
 ID = "0b9ee3f0-5ab2-4c5d-9fd4-3ad0c1e9f111"
 
@@ -59,3 +63,22 @@ def test_cosine() -> None:
     assert cosine([1.0, 0.0], [2.0, 0.0]) == pytest.approx(1.0)
     assert cosine([1.0, 0.0], [0.0, 3.0]) == 0.0
     assert cosine([0.0], [0.0]) == 0.0
+
+
+def worker(hive: str, backend: Backend = Backend.CPU, device: int = 0) -> WorkerReport:
+    return WorkerReport("w", hive, "b", 1, WorkerState.IDLE, model="m", backend=backend, device=device)
+
+
+def test_bounds_that_the_queen_cannot_break_are_accepted() -> None:
+    placement.check([worker("one"), worker("one")], "m", Bounds(node="one", backend="cpu", device=0))
+
+
+def test_bounds_without_a_worker_within_are_refused() -> None:
+    for bounds in (Bounds(node="two"), Bounds(backend="cuda"), Bounds(device=1)):
+        with pytest.raises(ModelNotFound):
+            placement.check([worker("one")], "m", bounds)
+
+
+def test_bounds_that_the_queen_could_break_are_refused() -> None:
+    with pytest.raises(CommandFailed, match="two/w"):
+        placement.check([worker("one"), worker("two")], "m", Bounds(node="one"))

@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from rbee.keeper import inference, session
+from rbee.keeper import inference, placement, session
+from rbee.keeper.placement import Bounds
 from rbee.keeper.render import Screen, say, show_json
 from rbee.keeper.session import json_option
 from rbee.keeper.settings import Place, state_folder
 from rbee.keeper.stream import Answer, View
-from rbee.keeper.workers import checked_backend
+from rbee.keeper.workers import all_workers, checked_backend
 from rbee.wire import names
 
 PATH = "/v1/inference"
@@ -55,10 +56,9 @@ def command(
     """Give a prompt to a model and stream its answer to stdout."""
     body: dict[str, Any] = {"model": checked_model(model), "prompt": prompt, "max_tokens": max_tokens}
     body |= {name: value for name, value in sampling.items() if value not in (None, ())}
-    where = {"hive_id": node, "backend": checked_backend(backend), "device": device}
-    body |= {name: value for name, value in where.items() if value is not None}
+    bounds = Bounds(node, checked_backend(backend), device)
     place = _worker_place(worker_url, worker_socket)
-    answer = session.run(_infer(place, body, inference.Limits(stall_s=stall_limit), as_json))
+    answer = session.run(_infer(place, body, bounds, inference.Limits(stall_s=stall_limit), as_json))
     if as_json:
         show_json({"text": "".join(answer.text), "tokens": answer.tokens, "metrics": answer.metrics, "end": answer.end})
     else:
@@ -72,13 +72,17 @@ def checked_model(value: str) -> str:
     return value
 
 
-async def _infer(place: Place | None, body: dict[str, Any], limits: inference.Limits, as_json: bool) -> Answer:
+async def _infer(
+    place: Place | None, body: dict[str, Any], bounds: Bounds, limits: inference.Limits, as_json: bool
+) -> Answer:
     chosen = session.settings()
     partials = state_folder(os.environ) / "partial"
     with Screen() as screen:
         text = (lambda _: None) if as_json else screen.text
         view = View(text, screen.progress, screen.say)
         async with session.connect(place or chosen.queen, chosen, screen.say) as daemon:
+            if place is None and bounds.given:
+                placement.check(await all_workers(daemon), body["model"], bounds)
             return await inference.infer(daemon, PATH, body, view=view, limits=limits, partials=partials)
 
 
@@ -90,11 +94,13 @@ def _worker_place(url: str | None, socket: Path | None) -> Place | None:
 
 
 def summary(answer: Answer) -> str:
-    """One line about a finished answer: tokens, and whatever figures the worker gave."""
-    figures = {**answer.metrics, **(answer.end or {})}
-    told = [f"{name} {_figure(value)}" for name, value in figures.items() if isinstance(value, int | float | str)]
-    return ", ".join([f"{answer.count} tokens", *told])
-
-
-def _figure(value: float | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """One line about a finished answer: tokens, why it ended, and the figures that the worker gave."""
+    end, metrics = answer.end or {}, answer.metrics
+    told = [f"{answer.count} tokens"]
+    if isinstance(end.get("finish_reason"), str):
+        told.append(f"ended by {end['finish_reason']}")
+    if isinstance(metrics.get("ttft_ms"), int | float):
+        told.append(f"the first after {metrics['ttft_ms']:.0f} ms")
+    if isinstance(metrics.get("tokens_per_s"), int | float):
+        told.append(f"{metrics['tokens_per_s']:.1f} tokens/s")
+    return ", ".join(told + ([f"worker {answer.worker}"] if answer.worker else []))
