@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import socket
@@ -74,6 +75,8 @@ class WorkerDaemon:
         self._count(loaded)
         facts = self._facts(loaded)
         self._write_facts(facts)
+        gc.freeze()
+        gc.enable()
         self._notifier.ready(self.summary())
         board.post(Loaded(loaded.seconds))
         log(

@@ -1,6 +1,7 @@
 """rbee-worker: serves one model on one device."""
 
 import argparse
+import gc
 import logging
 import os
 import socket
@@ -34,6 +35,7 @@ def main() -> None:
     if options.check_config:
         sys.exit(_check(options.id, paths))
     setup_logging("worker", "info")
+    gc.disable()  # until READY=1: imports only make objects that stay
     code = run_daemon(lambda notifier: _make(options.id, paths, notifier))
     _end(code)
 
@@ -67,6 +69,8 @@ async def _make(worker_id: str, paths: Paths, notifier: Notifier) -> "WorkerDaem
     definition = load_definition(worker_id, paths, defaults)
     log(LOGGER, logging.INFO, "configuration read", worker=worker_id, **definition.source.describe())
     sockets = _listen(definition)
+    # aiohttp reads every CA certificate of the machine when it is imported (40 ms); a worker calls nobody over TLS
+    os.environ.setdefault("SSL_CERT_FILE", os.devnull)
     from rbee.worker.loading import Loader
     from rbee.worker.notice import LoadingNotice
     from rbee.worker.progress import ProgressBoard
