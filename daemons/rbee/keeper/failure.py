@@ -60,7 +60,8 @@ def show(error: RbeeError, *, as_json: bool) -> None:
         body = ErrorBody(error.info(error.details.get("correlation_id")))
         sys.stderr.write(msgspec.json.encode(body).decode() + "\n")
         return
-    sys.stderr.write(f"rbee: {printable(error.message)} ({printable(error.code)})\n")
+    sentence, _, rest = printable(error.message).partition("\n")
+    sys.stderr.write(f"rbee: {sentence} ({printable(error.code)})\n" + (f"{rest}\n" if rest else ""))
     advice = hint(error)
     if advice is not None:
         sys.stderr.write(f"  next: {printable(advice)}\n")

@@ -209,7 +209,7 @@ class Child:
 
     def _last_lines(self) -> str:
         lines = tail(self.log)
-        return f"; its last lines ({self.log}):\n" + "\n".join(f"  | {line}" for line in lines) if lines else ""
+        return f"; its log {self.log} ends with:\n" + "\n".join(f"  | {line}" for line in lines) if lines else ""
 
 
 def _append(file: BinaryIO, line: bytes) -> None:
