@@ -69,7 +69,7 @@ class HiveMetrics:
 
     def count_workers(self, reports: list[WorkerReport]) -> None:
         """Set the gauge of workers by state."""
-        counts: dict[WorkerState, int] = {state: 0 for state in REPORTED_STATES}
+        counts: dict[WorkerState, int] = dict.fromkeys(REPORTED_STATES, 0)
         for report in reports:
             counts[report.state] += 1
         for state, count in counts.items():

@@ -74,6 +74,7 @@ class QueenLink:
         self._machine = machine
         self._on_change = on_change
         self._after_beat = after_beat
+        self._random = random.random
         self._facts: MachineFacts | None = None
         self._beat_now = asyncio.Event()
         self._session_open = False
@@ -103,11 +104,11 @@ class QueenLink:
                 lost_at = time.monotonic()
                 self._set_reachable(reachable=False, why="the queen ended the session")
                 self.beat_now()  # a queen that only closed this stream answers at once
-            await asyncio.sleep(wait or reconnect_wait(time.monotonic() - lost_at, random.random()))
+            await asyncio.sleep(wait or reconnect_wait(time.monotonic() - lost_at, self._random()))
 
     async def _one_session(self) -> bool:
         """Open the stream and read it to its end; returns whether the queen knows the route."""
-        url = f"{self._url}/v2/hives/{self._table.hive_id}/session"
+        url = f"{self._url}/v2/hives/{self._table.hive_id}/session?boot_id={self._table.boot_id}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_HELLO_LIMIT_S, sock_read=SESSION_SILENCE_S)
         async with self._session.get(url, timeout=timeout, allow_redirects=False) as response:
             if response.status != 200:
@@ -140,7 +141,7 @@ class QueenLink:
                 now = time.monotonic()
                 self._lost_at = self._lost_at or now
                 fast = now - self._lost_at < FAST_RETRY_FOR_S
-                await self._wait(reconnect_wait(now - self._lost_at, random.random()) if fast else self._interval_s)
+                await self._wait(reconnect_wait(now - self._lost_at, self._random()) if fast else self._interval_s)
 
     async def _wait(self, seconds: float) -> None:
         """Wait, or less when a heartbeat is asked for; the machine's facts are read anew when the time is up."""

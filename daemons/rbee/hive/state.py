@@ -12,6 +12,7 @@ EXIT_CONFIG = 78
 EXIT_UNAVAILABLE = 69
 EXIT_CREDENTIALS = 243
 _AUTO_RESTART = ("auto-restart", "auto-restart-queued")
+_LOADING = "loading: "
 _PROGRESS = re.compile(r"(?P<stage>.*?)[ :]*(?P<done>\d{1,18}) ?/ ?(?P<total>\d{1,18})(?: (?P<unit>[A-Za-z]+))?")
 
 
@@ -103,10 +104,11 @@ def _signal_name(number: int) -> str:
 
 
 def progress_of(status_text: str) -> Progress | None:
-    """The progress that a STATUS= line tells (``loading weights 12/28 layers``), or None where it tells none."""
-    match = _PROGRESS.search(status_text)
+    """The progress that a STATUS= line tells (``loading: weights 12/28 layers``), or None where it tells none."""
+    text = status_text.removeprefix(_LOADING)
+    match = _PROGRESS.search(text)
     if match is None:
-        return None
+        return Progress(text[:512]) if text != status_text else None
     done, total = int(match["done"]), int(match["total"])
     if not 0 <= done <= total:
         return None

@@ -1,0 +1,106 @@
+"""Which backends really start on this machine: a session is tried on each, in a process of its own."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from rbee import __version__
+from rbee.wire.errors import ConnectionTimeout, ProtocolError, ProviderUnavailable
+from rbee.wire.messages import GpuFacts
+
+PROBE_LIMIT_S = 60.0
+PROBE_COMMAND = (sys.executable, "-m", "rbee.worker.probe")
+_BACKENDS = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+
+
+class ProviderResult(msgspec.Struct, frozen=True):
+    """Whether a session started on a provider; the loader's own words where it did not."""
+
+    ok: bool
+    reason: str = ""
+
+
+class ProbeResult(msgspec.Struct, frozen=True):
+    """What the probe prints."""
+
+    onnxruntime_version: str
+    providers: dict[str, ProviderResult]
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """GET /v1/capabilities of a hive."""
+
+    version: str
+    onnxruntime_version: str
+    backends: list[str]
+    providers: dict[str, ProviderResult]
+    devices: list[GpuFacts]
+    driver: str
+    probed_at_unix: float
+
+
+class Probe:
+    """Runs the probe once and keeps its answer; concurrent callers share one run."""
+
+    def __init__(self, command: Sequence[str] = PROBE_COMMAND) -> None:
+        self._command = command
+        self._lock = asyncio.Lock()
+        self._result: ProbeResult | None = None
+        self._at = 0.0
+
+    async def result(self, now: float, *, again: bool = False) -> tuple[ProbeResult, float]:
+        """The probe's answer and when it was taken; raises ProviderUnavailable, ConnectionTimeout, ProtocolError."""
+        async with self._lock:
+            if self._result is None or again:
+                self._result = await _run(self._command)
+                self._at = now
+            return self._result, self._at
+
+
+async def _run(command: Sequence[str]) -> ProbeResult:
+    kept = {
+        name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES") if name in os.environ
+    }
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env={**kept, "ORT_DISABLE_TELEMETRY": "1"},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(PROBE_LIMIT_S):
+            output, complaint = await process.communicate()
+    except TimeoutError:
+        raise ConnectionTimeout(f"the probe of the execution providers took over {PROBE_LIMIT_S:g} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        last = complaint.decode("utf-8", "replace").strip().rpartition("\n")[2][:300]
+        raise ProviderUnavailable(
+            f"the worker's runtime cannot be probed on this machine: {last or 'it ended without a word'}; "
+            "install it: apt install rbee-worker"
+        )
+    try:
+        return msgspec.json.decode(output, type=ProbeResult)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"the probe's answer does not fit the protocol: {error}") from None
+
+
+def capabilities_of(probe: ProbeResult, at_unix: float, gpus: list[GpuFacts], driver: str) -> Capabilities:
+    """The answer of GET /v1/capabilities."""
+    backends = [_BACKENDS[name] for name, result in probe.providers.items() if result.ok and name in _BACKENDS]
+    return Capabilities(
+        version=__version__,
+        onnxruntime_version=probe.onnxruntime_version,
+        backends=backends,
+        providers=probe.providers,
+        devices=gpus,
+        driver=driver,
+        probed_at_unix=at_unix,
+    )

@@ -1,0 +1,304 @@
+"""Does what it is told: spawn, stop and restart workers, take in workers from outside; each is recorded."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from rbee.hive.config import HiveConfig
+from rbee.hive.definitions import Definition, Definitions, model_folder
+from rbee.hive.facts_file import answers_here
+from rbee.hive.health import HealthChecks
+from rbee.hive.report import Worker
+from rbee.hive.workers import WorkerTable
+from rbee.host.machine import gpu_list
+from rbee.host.units.facts import UnitFacts, UnitSupervisor
+from rbee.wire.errors import (
+    BackendUnavailable,
+    Conflict,
+    InvalidDevice,
+    InvalidRequest,
+    TooManyRequests,
+    WorkerNotFound,
+)
+from rbee.wire.log import log
+from rbee.wire.messages import ExternalReady, SpawnRequest, WorkerReport, WorkerState
+from rbee.wire.worker_spec import Backend, WorkerSpec
+
+LOGGER = logging.getLogger(__name__)
+REQUESTED = "requested"
+IDLE = "idle"
+UNHEALTHY = "unhealthy"
+_UP = (WorkerState.LOADING, WorkerState.IDLE, WorkerState.BUSY, WorkerState.UNHEALTHY)
+
+
+class Control:
+    """The orders that this hive takes; one at a time for each worker."""
+
+    def __init__(
+        self,
+        config: HiveConfig,
+        table: WorkerTable,
+        units: UnitSupervisor,
+        definitions: Definitions,
+        health: HealthChecks,
+    ) -> None:
+        self._config = config
+        self._table = table
+        self._units = units
+        self._definitions = definitions
+        self._health = health
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._waiting: dict[str, int] = {}
+
+    def use(self, config: HiveConfig) -> None:
+        """Put another configuration in force (limits, model roots)."""
+        self._config = config
+
+    async def spawn(self, request: SpawnRequest, actor: str) -> tuple[WorkerReport, bool]:
+        """Start a worker; returns its row and whether it was started by this call.
+
+        One that runs already with the same definition is left alone. Raises InvalidModelReference,
+        BackendUnavailable, InvalidDevice, Conflict, WorkerNotFound, SystemdUnavailable.
+        """
+        if request.hive_id is not None and request.hive_id != self._table.hive_id:
+            raise InvalidRequest("this spawn is for another hive", details={"field": "hive_id"})
+        async with self._order(request.worker_id):
+            known = self._table.find(request.worker_id)
+            if known is not None and known.external is not None:
+                raise Conflict(f"{request.worker_id} is a worker outside systemd: stop it, or choose another id")
+            definition = await self._definition(request)
+            worker = self._table.find(request.worker_id)
+            if worker is not None and _is_up(worker):
+                return self._row_in(request.worker_id), False
+            log(
+                LOGGER,
+                logging.INFO,
+                "worker.spawn",
+                event="worker.spawn",
+                actor=actor,
+                worker=request.worker_id,
+                model_ref=request.model_ref or (definition.spec.model if definition.spec else None),
+                node=self._table.hive_id,
+            )
+            await self._start(request.worker_id)
+            return self._row_in(request.worker_id), True
+
+    async def _start(self, worker_id: str) -> None:
+        worker = self._table.find(worker_id)
+        self._table.set_stop_reason(worker_id, "")
+        if worker is not None and worker.unit.active_state == "failed":
+            await self._units.reset_failed(worker_id)
+        await self._units.start_unit(worker_id)
+
+    async def _definition(self, request: SpawnRequest) -> Definition:
+        """The definition to start: the one that exists, or the one asked for, written first."""
+        existing = await asyncio.to_thread(self._definitions.read, request.worker_id)
+        if request.model_ref is None:
+            if existing is None:
+                raise WorkerNotFound(
+                    f"worker {request.worker_id} is not defined on this machine: name a model_ref, "
+                    f"or write {request.worker_id}.yaml into the operator's folder of workers"
+                )
+            if existing.spec is None:
+                raise Conflict(f"the definition of {request.worker_id} is wrong: {existing.problem}")
+            self._table.set_definition(request.worker_id, existing)
+            return existing
+        spec = await asyncio.to_thread(self._spec_of, request, request.model_ref)
+        if existing is not None and existing.spec == spec:
+            self._table.set_definition(request.worker_id, existing)
+            return existing
+        self._refuse_other_definition(request.worker_id, existing)
+        await asyncio.to_thread(self._definitions.write, request.worker_id, spec, ephemeral=request.ephemeral)
+        written = await asyncio.to_thread(self._definitions.read, request.worker_id)
+        if written is None:
+            raise Conflict(f"the definition of {request.worker_id} vanished while it was written: try again")
+        self._table.set_definition(request.worker_id, written)
+        return written
+
+    def _refuse_other_definition(self, worker_id: str, existing: Definition | None) -> None:
+        if existing is not None and self._definitions.operators(existing):
+            raise Conflict(
+                f"{worker_id} is defined by the operator and differs from what is asked for: "
+                "spawn it without a model_ref, or choose another id"
+            )
+        worker = self._table.find(worker_id)
+        if worker is not None and (_is_up(worker) or worker.unit.active_state == "deactivating"):
+            raise Conflict(f"{worker_id} runs with another definition: stop it first, or choose another id")
+
+    def _spec_of(self, request: SpawnRequest, reference: str) -> WorkerSpec:
+        """The definition that a request asks for, checked against this machine; blocks."""
+        folder = model_folder(reference, self._config.roots)
+        backend = _backend(request.backend)
+        _check_device(backend, request.device)
+        try:
+            return msgspec.convert(
+                {
+                    "model": str(folder),
+                    "name": request.name,
+                    "task": request.task.value,
+                    "backend": backend.value,
+                    "device": request.device,
+                    "slots": request.slots,
+                    "idle_limit_s": request.idle_limit_s,
+                },
+                WorkerSpec,
+            )
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(f"the worker asked for is not acceptable: {error}") from None
+
+    async def stop(self, worker_id: str, actor: str, *, reason: str = REQUESTED, forget: bool = False) -> WorkerReport:
+        """Drain and stop a worker; ``forget`` also removes the definition that the hive wrote.
+
+        Raises WorkerNotFound, SystemdUnavailable.
+        """
+        async with self._order(worker_id):
+            worker = self._table.get(worker_id)
+            log(LOGGER, logging.INFO, "worker.stop", event="worker.stop", actor=actor, worker=worker_id, reason=reason)
+            if worker.external is not None:
+                return self._table.unregister_external(worker_id)
+            self._table.set_stop_reason(worker_id, reason)
+            await self._units.stop_unit(worker_id)
+            if forget and await asyncio.to_thread(self._definitions.forget, worker_id):
+                remaining = await asyncio.to_thread(self._definitions.read, worker_id)
+                self._table.set_definition(worker_id, remaining)
+            return self._table.row(worker_id)
+
+    async def stop_idle(self, worker_id: str, idle_s: float, limit_s: float) -> None:
+        """Stop a worker that had no request for longer than its limit: one log line."""
+        async with self._order(worker_id):
+            worker = self._table.find(worker_id)
+            if worker is None or not worker.unit.running or worker.stop_reason:
+                return
+            log(
+                LOGGER,
+                logging.INFO,
+                "worker is idle past its limit, stopping it",
+                event="worker.stop",
+                worker=worker_id,
+                reason=IDLE,
+                idle_s=round(idle_s, 1),
+                limit_s=limit_s,
+            )
+            self._table.set_stop_reason(worker_id, IDLE)
+            await self._units.stop_unit(worker_id)
+
+    async def restart(self, worker_id: str, actor: str, *, reason: str = REQUESTED) -> WorkerReport:
+        """Stop, then start a worker. Raises WorkerNotFound, Conflict (outside systemd), SystemdUnavailable."""
+        async with self._order(worker_id):
+            worker = self._table.get(worker_id)
+            if worker.external is not None:
+                raise Conflict(f"{worker_id} is a worker outside systemd: whoever started it restarts it")
+            log(
+                LOGGER,
+                logging.INFO,
+                "worker.restart",
+                event="worker.restart",
+                actor=actor,
+                worker=worker_id,
+                reason=reason,
+            )
+            self._table.set_stop_reason(worker_id, reason)
+            if worker.unit.active_state == "failed":
+                await self._units.reset_failed(worker_id)
+            await self._units.restart_unit(worker_id)
+            return self._table.row(worker_id)
+
+    async def restart_unhealthy(self, worker_id: str) -> None:
+        """Restart a worker whose unit runs and whose HTTP is dead."""
+        worker = self._table.find(worker_id)
+        if worker is not None and worker.external is None:
+            await self.restart(worker_id, f"hive {self._table.hive_id}", reason=UNHEALTHY)
+
+    async def register(self, ready: ExternalReady, actor: str) -> WorkerReport:
+        """Take in a worker that runs outside systemd, once it answers on this machine as the one it says it is.
+
+        Raises InvalidRequest, BackendUnavailable, Conflict, TooManyRequests, or what its address answers.
+        """
+        async with self._order(ready.worker_id):
+            _backend(ready.backend)
+            if ready.device < 0:
+                raise InvalidDevice("the device is a number from 0", details={"field": "device"})
+            if not await asyncio.to_thread(answers_here, ready.url):
+                raise InvalidRequest(
+                    "the url is not an address of this machine: a worker registers with the hive of its own machine",
+                    details={"field": "url"},
+                )
+            self._refuse_managed(ready.worker_id)
+            worker = Worker(ready.worker_id, UnitFacts(worker_id=ready.worker_id), external=ready)
+            await self._health.ask(worker)
+            log(
+                LOGGER,
+                logging.INFO,
+                "worker.register",
+                event="worker.register",
+                actor=actor,
+                worker=ready.worker_id,
+                model_ref=ready.model_ref,
+            )
+            return self._table.register_external(ready)
+
+    def _refuse_managed(self, worker_id: str) -> None:
+        known = self._table.find(worker_id)
+        if known is not None and known.external is None:
+            raise Conflict(f"{worker_id} is a worker of systemd on this machine: choose another id")
+        external = sum(1 for worker in self._table.all() if worker.external is not None)
+        if known is None and external >= self._config.limits.external_workers:
+            raise TooManyRequests("this hive holds as many workers outside systemd as its limit allows")
+
+    def _row_in(self, worker_id: str) -> WorkerReport:
+        """The row as the answer to a start: loading, where the unit's first signal is still on its way."""
+        row = self._table.row(worker_id)
+        if row.state in _UP:
+            return row
+        return msgspec.structs.replace(row, state=WorkerState.LOADING, reason="", url=None, pid=0)
+
+    @contextlib.asynccontextmanager
+    async def _order(self, worker_id: str) -> AsyncIterator[None]:
+        """One order at a time for a worker; the lock is forgotten with its last user."""
+        lock = self._locks.setdefault(worker_id, asyncio.Lock())
+        self._waiting[worker_id] = self._waiting.get(worker_id, 0) + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._waiting[worker_id] -= 1
+            if not self._waiting[worker_id]:
+                del self._waiting[worker_id], self._locks[worker_id]
+
+
+def _is_up(worker: Worker) -> bool:
+    return worker.unit.active_state in ("activating", "active", "reloading")
+
+
+def _backend(name: str) -> Backend:
+    try:
+        return Backend(name)
+    except ValueError:
+        available = [backend.value for backend in Backend]
+        raise BackendUnavailable(
+            f"there is no such backend here: use one of {', '.join(available)}",
+            details={"field": "backend", "available": available},
+        ) from None
+
+
+def _check_device(backend: Backend, device: int) -> None:
+    """Raise InvalidDevice or BackendUnavailable where this machine does not have the device; blocks (NVML)."""
+    if backend is Backend.CPU:
+        valid = [0]
+    else:
+        gpus, _ = gpu_list()
+        if not gpus:
+            raise BackendUnavailable(
+                "cuda is asked for and this machine has no NVIDIA driver or GPU: install the package nvidia-driver, "
+                "or use the backend cpu",
+                details={"field": "backend", "available": [Backend.CPU.value]},
+            )
+        valid = [gpu.index for gpu in gpus]
+    if device not in valid:
+        raise InvalidDevice(
+            f"this machine has no such device for {backend.value}: use one of {valid}",
+            details={"field": "device", "valid": valid},
+        )
