@@ -1,0 +1,89 @@
+"""The queen's configuration: queen.yaml, over it QUEEN_PUBLIC_URL, over it the flags."""
+
+import re
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from rbee.wire.errors import ConfigError
+
+DEFAULT_PUBLIC_URL = "http://127.0.0.1:8080"
+PUBLIC_URL_VARIABLE = "QUEEN_PUBLIC_URL"
+_ORIGIN = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:([0-9]{1,5}))?")
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Path = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where to listen when no socket is inherited; port 0 takes any free one."""
+
+    host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+
+
+class HeartbeatLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a silent hive's workers get no new work, and when they are forgotten."""
+
+    stale_after_intervals: Annotated[float, Meta(ge=1, le=100)] = 3.0
+    drop_after_s: Seconds = 300.0
+
+
+class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Files that hold the tokens, one per hop; null means the credential of that name, if there is one."""
+
+    api_token: Path | None = None
+    hive_callback_token: Path | None = None
+    hive_api_token: Path | None = None
+    worker_api_token: Path | None = None
+
+
+class RequestLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of a request without a deadline of its own, in seconds, and of what waits.
+
+    ``admission_timeout_s``: how long a request waits for a free slot of a ready worker. ``cold_wait_s``: how long it
+    waits in all while a worker of its model starts or loads. ``stall_s``: silence in a stream after which the worker
+    is taken for stuck. ``answer_s``: the longest an answer that is not streamed may take.
+    """
+
+    admission_timeout_s: Seconds = 30.0
+    cold_wait_s: Seconds = 300.0
+    stall_s: Seconds = 60.0
+    answer_s: Seconds = 600.0
+    max_waiting_per_model: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    max_body_mb: Annotated[int, Meta(ge=1, le=1024)] = 32
+    max_tasks: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    task_events: Annotated[int, Meta(ge=16, le=1_000_000)] = 10_000
+    task_retention_s: Seconds = 300.0
+
+
+class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of queen.yaml. ``aliases`` maps a name that clients use to a model's name."""
+
+    listen: Listen = Listen()
+    public_url: Annotated[str, Meta(max_length=300)] = DEFAULT_PUBLIC_URL
+    state_dir: Path = "/var/lib/rbee"
+    run_dir: Path = "/run/rbee"
+    heartbeat: HeartbeatLimits = HeartbeatLimits()
+    requests: RequestLimits = RequestLimits()
+    aliases: dict[str, str] = {}
+    tokens: Tokens = Tokens()
+    admin_users: list[Annotated[str, Meta(min_length=1, max_length=64)]] = []
+    log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
+
+
+def check_public_url(value: str) -> str:
+    """Return the queen's own reachable address without a trailing slash.
+
+    Accepts http or https, a host, and a port; raises ConfigError for credentials, a path, a query or a fragment. The
+    value is not repeated in the error: it could hold a password.
+    """
+    match = _ORIGIN.fullmatch(value.removesuffix("/"))
+    if match is None or (match[4] is not None and not 0 < int(match[4]) < 65536):
+        raise ConfigError(
+            "public_url: expected http://HOST:PORT or https://HOST:PORT without credentials, path, query or "
+            f"fragment; correct it in queen.yaml, {PUBLIC_URL_VARIABLE} or --public-url",
+            details={"field": "public_url"},
+        )
+    return value.removesuffix("/")

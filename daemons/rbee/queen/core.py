@@ -1,0 +1,218 @@
+"""The parts of a queen, made and joined in one place, started and closed in order."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from rbee.queen.admission import Admission, WaitLimits
+from rbee.queen.aliases import Aliases
+from rbee.queen.config import QueenConfig, RequestLimits
+from rbee.queen.database import HiveRow
+from rbee.queen.dispatch import Dispatcher, SendLimits
+from rbee.queen.events import EventHub
+from rbee.queen.fallback import Fallback
+from rbee.queen.hive_client import HiveClient
+from rbee.queen.metrics import QueenMetrics
+from rbee.queen.owner import Owner
+from rbee.queen.registry import Change, Hive, Registry, SilenceLimits
+from rbee.queen.sessions import Sessions
+from rbee.queen.starter import Starter
+from rbee.queen.store import Store
+from rbee.queen.tasks import TaskRegistry
+from rbee.wire.auth import Secret
+from rbee.wire.http.client import client_session
+from rbee.wire.log import log
+from rbee.wire.messages import WorkerReport
+
+LOGGER = logging.getLogger(__name__)
+SWEEP_S = 1.0
+SETTLE_S = 8.0
+RECENT_S = 3600.0
+NOTE_AGAIN_S = 600.0
+MOST_CONNECTIONS = 4096
+
+
+@dataclass(slots=True)
+class OutgoingTokens:
+    """The tokens that the queen presents; a reload replaces them in place."""
+
+    hive_api: Secret | None = None
+    worker_api: Secret | None = None
+
+
+class WorkerEvent(msgspec.Struct, frozen=True):
+    """The event ``worker``: its report as the queen sees it, and when it changed (CLOCK_MONOTONIC)."""
+
+    report: WorkerReport
+    removed: bool
+    monotonic_us: int
+
+
+class HiveEvent(msgspec.Struct, frozen=True):
+    """The event ``hive``: what happened to it (session opened, session closed, gone)."""
+
+    hive_id: str
+    what: str
+    monotonic_us: int
+
+
+class Core:
+    """Everything that the routes use. ``instance_id`` names this life of the queen."""
+
+    def __init__(self, config: QueenConfig, tokens: OutgoingTokens, public_url: str) -> None:
+        self.instance_id = uuid.uuid4().hex
+        self.public_url = public_url
+        self.config = config
+        self.tokens = tokens
+        self._closing = asyncio.Event()
+        self.metrics = QueenMetrics()
+        self.owner = Owner()
+        self.hub = EventHub()
+        self.registry = Registry(_silence(config))
+        self.admission = Admission(self.registry, _wait_limits(config.requests), self.metrics)
+        self.sessions = Sessions(self.registry)
+        self.aliases = Aliases(config.aliases, {})
+        self.store = Store(Path(config.state_dir) / "queen" / "queen.db")
+        limits = config.requests
+        self.tasks = TaskRegistry(
+            self.owner, most=limits.max_tasks, most_events=limits.task_events, retention_s=limits.task_retention_s
+        )
+        self.to_workers = client_session(connections=MOST_CONNECTIONS)
+        self.to_hives = client_session(connections=MOST_CONNECTIONS)
+        self.hives = HiveClient(self.to_hives, lambda: tokens.hive_api)
+        self.dispatcher = Dispatcher(
+            self.registry, self.admission, self.to_workers, lambda: tokens.worker_api, self.owner, _send_limits(limits)
+        )
+        self._starter = Starter(self.registry, self.hives, self.owner, self.admission.start_settled)
+        self._fallback = Fallback(self.registry, self.to_workers, lambda: tokens.worker_api, self.owner, self.metrics)
+        self._expected: set[str] = set()
+        self._settles_at = 0.0
+        self._noted: dict[str, tuple[str | None, str, float]] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+        self.on_sweep: Callable[[], None] = lambda: None
+        self.admission.use_starter(self._starter.start, lambda: self._starter.under_way)
+        self.admission.use_settling(lambda: self.settling)
+        self.registry.listen(self._publish)
+        self.metrics.watch(self.registry)
+
+    async def start(self) -> None:
+        """Open the store, and begin to watch for silence."""
+        rows, aliases = await self.store.open()
+        for alias, model in aliases.items():
+            self.aliases.put(alias, model)
+        recent = time.time() - RECENT_S
+        self._expected = {row.hive_id for row in rows if row.last_seen_unix >= recent}
+        self._settles_at = time.monotonic() + SETTLE_S
+        self._sweeper = asyncio.create_task(self._sweep(), name="sweeper")
+
+    def begin_close(self) -> None:
+        """End the streams that have no end of their own; requests that run go on."""
+        self._closing.set()
+        self.hub.close()
+
+    @property
+    def closing(self) -> bool:
+        """Whether the queen closes."""
+        return self._closing.is_set()
+
+    async def closing_within(self, seconds: float) -> bool:
+        """Whether the queen begins to close within ``seconds``; waits for as long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """End what runs in the background, then the connections and the store."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        self.tasks.close()
+        await self.owner.close()
+        await self.to_workers.close()
+        await self.to_hives.close()
+        await self.store.close()
+
+    def reconfigure(self, config: QueenConfig) -> None:
+        """Put the limits and aliases of a reloaded configuration in force."""
+        self.config = config
+        self.registry.limits = _silence(config)
+        self.admission.limits = _wait_limits(config.requests)
+        self.dispatcher.limits = _send_limits(config.requests)
+        self.aliases.configure(config.aliases)
+
+    @property
+    def settling(self) -> bool:
+        """Whether, just after a start, hives that reported to an earlier life have not reported to this one."""
+        return bool(self._expected) and time.monotonic() < self._settles_at
+
+    def heard_of(self, hive: Hive) -> None:
+        """A hive's picture was taken: it is settled, and remembered when anything about it is new."""
+        if self._expected:
+            self._expected.discard(hive.hive_id)
+            if not self._expected:
+                self.admission.settled()
+        noted = self._noted.get(hive.hive_id)
+        if noted is None or noted[:2] != (hive.api_url, hive.version) or hive.heard - noted[2] > NOTE_AGAIN_S:
+            self._noted[hive.hive_id] = (hive.api_url, hive.version, hive.heard)
+            now = time.time()
+            self.store.note_hive(HiveRow(hive.hive_id, hive.api_url, hive.version, now, now))
+
+    def tell_of_hive(self, hive_id: str, what: str) -> None:
+        """Publish an event about a hive."""
+        log(LOGGER, logging.INFO, f"hive {what}", hive=hive_id)
+        self.hub.publish("hive", HiveEvent(hive_id, what, _monotonic_us()))
+
+    def _publish(self, change: Change) -> None:
+        if change.removed:
+            self._fallback.forget(change.worker.key)
+        if self.hub.listened:
+            self.hub.publish("worker", WorkerEvent(change.worker.view(), change.removed, _monotonic_us()))
+
+    async def _sweep(self) -> None:
+        """Silence makes no event of its own: this is the one clock of the queen."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = time.monotonic()
+            for hive in self.registry.sweep(now):
+                self._noted.pop(hive.hive_id, None)
+                self.store.forget_hive(hive.hive_id)
+                self.tell_of_hive(hive.hive_id, "silent for long: its workers are dropped")
+            if self._expected and not self.settling:
+                self._expected.clear()
+                self.admission.settled()
+            for model in self.admission.waiting_models():
+                self._fallback.consider(model, now)
+            self.on_sweep()
+
+
+def _silence(config: QueenConfig) -> SilenceLimits:
+    return SilenceLimits(config.heartbeat.stale_after_intervals, config.heartbeat.drop_after_s)
+
+
+def _wait_limits(limits: RequestLimits) -> WaitLimits:
+    return WaitLimits(limits.admission_timeout_s, limits.cold_wait_s, limits.max_waiting_per_model)
+
+
+def _send_limits(limits: RequestLimits) -> SendLimits:
+    return SendLimits(limits.stall_s, limits.answer_s)
+
+
+def _monotonic_us() -> int:
+    return time.monotonic_ns() // 1000
+
+
+def states(core: Core) -> Mapping[str, int]:
+    """How many workers are in each state that any is in."""
+    tally: dict[str, int] = {}
+    for worker in core.registry.workers():
+        tally[worker.state.value] = tally.get(worker.state.value, 0) + 1
+    return tally

@@ -1,0 +1,138 @@
+"""The queen as a daemon: sockets, tokens, routes, reload, and an orderly end."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from aiohttp import web
+
+from rbee.host.config import Loaded
+from rbee.host.credentials import find_secret
+from rbee.host.journal import set_level
+from rbee.host.notify import Notifier
+from rbee.host.paths import Paths
+from rbee.host.sockets import bind_tcp, bind_unix, inherited, refuse_public_without_token, tcp_address
+from rbee.queen.config import QueenConfig, check_public_url
+from rbee.queen.core import Core, OutgoingTokens, states
+from rbee.queen.hive_routes import HiveRoutes
+from rbee.queen.inference_routes import OPENAI_ROUTES, InferenceRoutes
+from rbee.queen.status_routes import StatusRoutes, problems
+from rbee.queen.worker_routes import WorkerRoutes
+from rbee.wire.auth import Role, Secret, TokenVerifier
+from rbee.wire.http.server import Server, build_app, metrics_handler
+from rbee.wire.log import log
+from rbee.wire.peer import PeerAdmins
+
+LOGGER = logging.getLogger(__name__)
+GRACE_S = 20.0
+
+
+class QueenDaemon:
+    """One queen. ``load`` reads the configuration anew for a reload."""
+
+    def __init__(self, config: QueenConfig, load: Callable[[], Loaded[QueenConfig]], notifier: Notifier) -> None:
+        set_level(config.log_level)
+        self._load = load
+        self._notifier = notifier
+        accepted, self._outgoing = read_tokens(config)
+        self._verifier = TokenVerifier(accepted)
+        self._sockets = listen(config)
+        refuse_public_without_token(self._sockets, self._verifier)
+        self.core = Core(config, self._outgoing, check_public_url(config.public_url))
+        admins = PeerAdmins(frozenset(config.admin_users))
+        self._server = Server(make_app(self.core, self._verifier, admins), self._sockets, GRACE_S)
+        self._ended = asyncio.Event()
+
+    async def start(self) -> None:
+        """Open the store, listen, and say READY=1."""
+        await self.core.start()
+        self.core.on_sweep = lambda: self._notifier.status(self.summary())
+        await self._server.start()
+        address = tcp_address(self._sockets)
+        log(
+            LOGGER,
+            logging.INFO,
+            "queen is ready",
+            instance_id=self.core.instance_id,
+            listen=None if address is None else f"{address[0]}:{address[1]}",
+            public_url=self.core.public_url,
+        )
+        self._notifier.ready(self.summary())
+
+    async def wait(self) -> None:
+        """The queen does not end on its own."""
+        await self._ended.wait()
+
+    async def reload(self) -> None:
+        """Put tokens, limits, aliases and the log level of the file in force; a bad file changes nothing.
+
+        Raises ConfigError. Addresses and folders stay as they were at the start.
+        """
+        loaded = await asyncio.to_thread(self._load)
+        accepted, outgoing = await asyncio.to_thread(read_tokens, loaded.value)
+        fresh = TokenVerifier(accepted)
+        refuse_public_without_token(self._sockets, fresh)
+        self._verifier.replace(accepted)
+        self._outgoing.hive_api, self._outgoing.worker_api = outgoing.hive_api, outgoing.worker_api
+        set_level(loaded.value.log_level)
+        self.core.reconfigure(loaded.value)
+        log(LOGGER, logging.INFO, "configuration reloaded", **loaded.describe())
+
+    async def stop(self) -> None:
+        """Take no new connections, let what runs end within 20 s, then close everything."""
+        self.core.begin_close()
+        await self._server.close()
+        await self.core.close()
+
+    def healthy(self) -> bool:
+        """Always: a loop that can answer this serves."""
+        return True
+
+    def summary(self) -> str:
+        """The line that `systemctl status` shows."""
+        tally = states(self.core)
+        ready = tally.get("idle", 0) + tally.get("busy", 0)
+        hives, workers = len(self.core.registry.hives()), sum(tally.values())
+        flight = self.core.admission.in_flight
+        degraded = "; degraded: " + problems(self.core)[0] if problems(self.core) else ""
+        return f"{hives} hives, {workers} workers ({ready} ready), {flight} requests in flight{degraded}"
+
+
+def read_tokens(config: QueenConfig) -> tuple[Mapping[Role, list[Secret]], OutgoingTokens]:
+    """The tokens that are accepted, by role, and those that are presented; raises ConfigError."""
+
+    def find(name: str) -> Secret | None:
+        configured: str | None = getattr(config.tokens, name)
+        return find_secret(name, None if configured is None else Path(configured))
+
+    roles = {Role.API: find("api_token"), Role.HIVE: find("hive_callback_token")}
+    accepted = {role: [secret] for role, secret in roles.items() if secret is not None}
+    return accepted, OutgoingTokens(find("hive_api_token"), find("worker_api_token"))
+
+
+def listen(config: QueenConfig) -> list[socket.socket]:
+    """The sockets that systemd passed, else those of the configuration; raises ConfigError."""
+    sockets = inherited()
+    if sockets:
+        return sockets
+    bound = bind_tcp(config.listen.host, config.listen.port)
+    return [bind_unix(Paths(run_dir=Path(config.run_dir)).queen_socket), bound]
+
+
+def make_app(core: Core, verifier: TokenVerifier, admins: PeerAdmins) -> web.Application:
+    """The application with every route of the queen."""
+    app = build_app(
+        verifier=verifier,
+        admins=admins,
+        metrics=core.metrics.http,
+        max_body=core.config.requests.max_body_mb << 20,
+        openai_prefixes=(*OPENAI_ROUTES, "/v1/models"),
+    )
+    app.router.add_get("/metrics", metrics_handler(core.metrics.registry))
+    HiveRoutes(core).add_to(app)
+    WorkerRoutes(core).add_to(app)
+    InferenceRoutes(core).add_to(app)
+    StatusRoutes(core).add_to(app)
+    return app

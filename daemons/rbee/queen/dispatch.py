@@ -1,0 +1,276 @@
+"""One request on its way to a worker: placed, sent, and placed anew while no byte of an answer has come."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+
+from rbee.queen import relay
+from rbee.queen.admission import Admission, Lease, News, Want
+from rbee.queen.owner import Owner
+from rbee.queen.registry import Registry, Worker
+from rbee.queen.relay import Patience
+from rbee.wire.auth import Secret
+from rbee.wire.deadline import DEADLINE_HEADER, Deadline
+from rbee.wire.errors import AllSlotsBusy, Draining, ErrorBody, ErrorInfo, ModelLoading, RbeeError, WorkerUnreachable
+from rbee.wire.http.client import request_headers
+from rbee.wire.log import log
+
+LOGGER = logging.getLogger(__name__)
+REQUEST_ID_HEADER = "X-Request-Id"
+TRIES = 3
+_MOST_REFUSAL_BYTES = 1 << 20
+_BUSY_WAIT_S = 0.25
+_ELSEWHERE = {AllSlotsBusy.code, Draining.code, ModelLoading.code}
+"""Refusals of a worker after which the request is placed anew."""
+_CONNECT_LIMIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request for a model: ``path`` gives the worker's route, ``asked`` is the model's name in ``body``.
+
+    ``request_id`` set means that the worker can be told to cancel it (DELETE /v1/inference/R).
+    """
+
+    model: str
+    asked: str
+    path: Callable[[Worker], str]
+    body: bytes
+    headers: Mapping[str, str]
+    stream: bool
+    deadline: Deadline | None = None
+    patient: bool = True
+    news: News | None = None
+    request_id: str | None = None
+    method: str = "POST"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A worker's answer that is an error: passed on unchanged."""
+
+    status: int
+    content_type: str
+    retry_after: str | None
+    body: bytes
+    worker: str
+
+    def info(self, correlation_id: str | None) -> ErrorInfo:
+        """The error in it, for a stream whose status line is out already."""
+        try:
+            return msgspec.json.decode(self.body, type=ErrorBody).error
+        except msgspec.DecodeError:
+            return ErrorInfo("PROTOCOL_ERROR", f"the worker answered HTTP status {self.status}", {}, correlation_id)
+
+
+class Upstream:
+    """A worker that answers: its status, headers and body, and the slot that it holds until :meth:`close`."""
+
+    def __init__(
+        self, lease: Lease, response: aiohttp.ClientResponse, first: bytes, queue_ms: float, patience: Patience
+    ) -> None:
+        self.lease = lease
+        self.response = response
+        self.worker = str(lease.worker.key)
+        self.queue_ms = queue_ms
+        self._first = first
+        self._patience = patience
+
+    @property
+    def is_events(self) -> bool:
+        """Whether the body is a stream of events."""
+        return self.response.content_type == "text/event-stream"
+
+    def body(self) -> AsyncGenerator[bytes, None]:
+        """The body as it comes: whole events where it is a stream of them. Raises as :mod:`rbee.queen.relay` says."""
+        read = relay.events if self.is_events else relay.chunks
+        return read(self._first, self.response, self._patience, self.worker)
+
+    def close(self) -> None:
+        """Give the slot back; a body that was not read to its end costs the connection, which tells the worker."""
+        self.response.close()
+        self.lease.release()
+
+
+@dataclass(frozen=True, slots=True)
+class SendLimits:
+    """Seconds: silence in a stream, and the whole of an answer that is not streamed."""
+
+    stall_s: float = 60.0
+    answer_s: float = 600.0
+
+
+class Dispatcher:
+    """Places requests and sends them, over one pool of connections to all workers."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        admission: Admission,
+        session: aiohttp.ClientSession,
+        token: Callable[[], Secret | None],
+        owner: Owner,
+        limits: SendLimits,
+    ) -> None:
+        self._registry = registry
+        self.admission = admission
+        self._session = session
+        self._token = token
+        self._owner = owner
+        self.limits = limits
+
+    async def open(self, call: Call) -> Upstream | Refused:
+        """Place and send ``call`` until a worker answers: at most three workers, none after a byte of an answer.
+
+        Raises what :meth:`Admission.acquire` raises, RequestTimeout, WorkerUnreachable, AllSlotsBusy, WorkerFailed.
+        """
+        want = Want(call.model, call.deadline, news=call.news, patient=call.patient)
+        began = time.monotonic()
+        problem: RbeeError | None = None
+        for number in range(1, TRIES + 1):
+            lease = await self.admission.acquire(want)
+            queue_ms = (time.monotonic() - began) * 1000
+            kept = False
+            try:
+                answer = await self._send(call, lease, queue_ms)
+                if isinstance(answer, Upstream):
+                    kept = True
+                    return answer
+                problem = self._elsewhere(answer, lease.worker)
+                if problem is None:
+                    return answer
+            except (aiohttp.ClientError, ConnectionError) as error:
+                late = number == 1 and isinstance(error, aiohttp.ServerDisconnectedError)
+                problem = self._unreachable(lease.worker, error, doubt=not late)
+            finally:
+                if not kept:
+                    lease.release()
+            log(LOGGER, logging.WARNING, "placing anew", worker=str(lease.worker.key), code=problem.code, tries=number)
+            want.again = True
+            if isinstance(problem, AllSlotsBusy) and number < TRIES:
+                await self._beside(want, lease.worker, number)
+        raise problem or WorkerUnreachable("no worker answered")
+
+    async def _beside(self, want: Want, worker: Worker, number: int) -> None:
+        """A worker is busier than the queen knew: look beside it, or let it be for a moment."""
+        want.exclude.add(worker.key)
+        others = [one for one in self._registry.serving(want.model) if one.key not in want.exclude]
+        if not any(one.state.ready and one.in_flight < one.slots for one in others):
+            want.exclude.clear()
+            await asyncio.sleep(_BUSY_WAIT_S * number * (0.5 + random.random()))  # noqa: S311 - jitter, no secret
+
+    async def _send(self, call: Call, lease: Lease, queue_ms: float) -> Upstream | Refused:
+        worker = str(lease.worker.key)
+        patience = Patience(self.limits.stall_s if call.stream else self.limits.answer_s, call.deadline)
+        response: aiohttp.ClientResponse | None = None
+        try:
+            async with asyncio.timeout(patience.step_s()):
+                response = await self._session.request(
+                    call.method,
+                    f"{lease.url}{call.path(lease.worker)}",
+                    data=self._body(call, lease.worker),
+                    headers=self._headers(call),
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_LIMIT_S),
+                )
+                if response.status >= 400:
+                    refused = await _refusal(response, worker)
+                    response.close()
+                    return refused
+                return Upstream(lease, response, await response.content.readany(), queue_ms, patience)
+        except BaseException as error:
+            if response is not None:
+                response.close()
+            self._cancel_there(call, lease.url, error)
+            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
+                raise patience.error(worker) from None
+            raise
+
+    def _cancel_there(self, call: Call, url: str, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError | TimeoutError):
+            self.cancel(url, call.request_id)
+
+    def cancel(self, url: str, request_id: str | None) -> None:
+        """Tell a worker that nobody waits for the request any more; returns at once."""
+        if request_id is not None:
+            self._owner.spawn(self._delete(f"{url}/v1/inference/{request_id}"), "cancel at worker")
+
+    async def _delete(self, url: str) -> None:
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError):  # a worker that is gone has cancelled as well
+            async with asyncio.timeout(5.0), self._session.delete(url, headers=self._authorization()):
+                return
+
+    @staticmethod
+    def _body(call: Call, worker: Worker) -> bytes:
+        name = worker.report.model
+        return call.body if name is None or name == call.asked else renamed(call.body, name)
+
+    def _headers(self, call: Call) -> dict[str, str]:
+        headers = request_headers() | dict(call.headers) | self._authorization()
+        if call.request_id is not None:
+            headers[REQUEST_ID_HEADER] = call.request_id
+        if call.deadline is not None:
+            headers[DEADLINE_HEADER] = call.deadline.raw
+        return headers
+
+    def _authorization(self) -> dict[str, str]:
+        token = self._token()
+        return {} if token is None else {"Authorization": f"Bearer {token.reveal()}"}
+
+    def _elsewhere(self, refused: Refused, worker: Worker) -> RbeeError | None:
+        """The reason to place the request anew, or None where the refusal is the client's answer."""
+        if refused.status in (401, 403):
+            return self._no_entry(worker)
+        info = refused.info(None)
+        if refused.status != 503 or info.code not in _ELSEWHERE:
+            return None
+        if info.code == AllSlotsBusy.code:
+            return AllSlotsBusy(info.message, details=info.details, retry_after_s=1)
+        self._registry.doubt(worker, info.code)
+        return WorkerUnreachable(info.message, details=info.details, retry_after_s=1)
+
+    def _no_entry(self, worker: Worker) -> RbeeError:
+        self._registry.doubt(worker, "the queen's token is not accepted")
+        return WorkerUnreachable(
+            f"worker {worker.key} does not accept the queen's token: give both the same worker_api_token",
+            details={"worker": str(worker.key)},
+        )
+
+    def _unreachable(self, worker: Worker, error: Exception, *, doubt: bool) -> RbeeError:
+        if doubt:  # a kept connection may have been closed in the very moment of its use: tried once more
+            self._registry.doubt(worker, "does not answer")
+        log(LOGGER, logging.WARNING, "worker does not answer", worker=str(worker.key), why=type(error).__name__)
+        return WorkerUnreachable(
+            f"worker {worker.key} does not answer: it may have just stopped; ask again",
+            details={"worker": str(worker.key)},
+            retry_after_s=2,
+        )
+
+    def broke(self, upstream: Upstream) -> None:
+        """A worker broke off within its answer: nothing more is routed to it until its hive speaks."""
+        self._registry.doubt(upstream.lease.worker, "broke off within an answer")
+
+
+async def _refusal(response: aiohttp.ClientResponse, worker: str) -> Refused:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _MOST_REFUSAL_BYTES:
+            break
+    content_type = response.headers.get("Content-Type", "application/json")
+    return Refused(response.status, content_type, response.headers.get("Retry-After"), bytes(body), worker)
+
+
+def renamed(body: bytes, name: str) -> bytes:
+    """A JSON object with its ``model`` replaced, every other value byte for byte as it came."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    if "model" not in fields:
+        return body
+    return msgspec.json.encode(fields | {"model": msgspec.Raw(msgspec.json.encode(name))})

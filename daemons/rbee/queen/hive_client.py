@@ -1,0 +1,143 @@
+"""What the queen asks of a hive: start a worker, stop one, answer for its health."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import aiohttp
+import msgspec
+
+from rbee import __version__
+from rbee.queen.registry import Hive
+from rbee.wire.auth import Secret
+from rbee.wire.errors import ConnectionTimeout, HiveProtocolError, HiveUnreachable, ProtocolError, VersionMismatch
+from rbee.wire.http.client import RemoteError, decode_answer, remote_error, request_headers
+from rbee.wire.log import log
+from rbee.wire.messages import SpawnRequest
+
+LOGGER = logging.getLogger(__name__)
+TRY_LIMIT_S = 10.0
+WAITS_S = (0.0, 0.2, 0.4)
+"""Seconds before each of the three tries."""
+_MOST_ANSWER_BYTES = 4 << 20
+JsonObject = dict[str, object]
+
+
+def versions_fit(ours: str, theirs: str) -> bool:
+    """Whether two daemons may speak: the same major version, and below 1.0 the same minor as well."""
+    mine, other = ours.split("."), theirs.split(".")
+    parts = 2 if mine[0] == "0" else 1
+    return mine[:parts] == other[:parts]
+
+
+class HiveClient:
+    """Calls to hives over one pool of connections; ``token`` is asked for at each call so that a reload counts."""
+
+    def __init__(self, session: aiohttp.ClientSession, token: Callable[[], Secret | None]) -> None:
+        self._session = session
+        self._token = token
+
+    async def spawn(self, hive: Hive, request: SpawnRequest) -> JsonObject:
+        """POST /v1/workers/spawn; returns the hive's answer. Raises as :meth:`call` does."""
+        return await self.call(hive, "POST", "/v1/workers/spawn", msgspec.structs.replace(request, hive_id=None))
+
+    async def stop(self, hive: Hive, worker_id: str) -> JsonObject:
+        """DELETE /v1/workers/W: drain and stop. Raises as :meth:`call` does."""
+        return await self.call(hive, "DELETE", f"/v1/workers/{worker_id}")
+
+    async def health(self, hive: Hive) -> JsonObject:
+        """GET /v1/health, one try. Raises as :meth:`call` does."""
+        return await self.call(hive, "GET", "/v1/health", waits=(0.0,), limit_s=2.0)
+
+    async def call(
+        self,
+        hive: Hive,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        waits: tuple[float, ...] = WAITS_S,
+        limit_s: float = TRY_LIMIT_S,
+    ) -> JsonObject:
+        """Call a hive, with further tries when it cannot be reached.
+
+        Raises HiveUnreachable (no address, no connection, no answer in time), HiveProtocolError (the answer is not
+        JSON of the protocol), VersionMismatch, and RemoteError with what the hive itself refused.
+        """
+        if hive.api_url is None:
+            raise HiveUnreachable(
+                f"hive {hive.hive_id} has not said where it can be reached: check that it runs and reports here",
+                details={"hive_id": hive.hive_id},
+            )
+        if hive.version and not versions_fit(__version__, hive.version):
+            raise _mismatch(hive)
+        for number, wait in enumerate(waits, start=1):
+            await asyncio.sleep(wait)
+            try:
+                return await self._try(hive, method, f"{hive.api_url}{path}", body, limit_s)
+            except (ConnectionTimeout, aiohttp.ClientError) as error:
+                log(
+                    LOGGER, logging.WARNING, "hive did not answer", hive=hive.hive_id, attempt=number,
+                    why=type(error).__name__,
+                )  # fmt: skip
+        raise HiveUnreachable(
+            f"hive {hive.hive_id} did not answer in {len(waits)} tries of {limit_s:g} s: "
+            "check on its machine with 'systemctl status rbee-hive'",
+            details={"hive_id": hive.hive_id, "tries": len(waits), "timeout_s": limit_s},
+            retry_after_s=10,
+        )
+
+    async def _try(self, hive: Hive, method: str, url: str, body: object, limit_s: float) -> JsonObject:
+        headers = request_headers()
+        token = self._token()
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token.reveal()}"
+        data = None
+        if body is not None:
+            data, headers["Content-Type"] = msgspec.json.encode(body), "application/json"
+        try:
+            async with (
+                asyncio.timeout(limit_s),
+                self._session.request(method, url, data=data, headers=headers, allow_redirects=False) as response,
+            ):
+                answer = await _read(response)
+        except TimeoutError:
+            raise ConnectionTimeout(f"no answer within {limit_s:g} s") from None
+        if response.status >= 400:
+            raise _refusal(hive, remote_error(response.status, answer))
+        try:
+            return decode_answer(answer, JsonObject) if answer else {}
+        except ProtocolError as error:
+            raise HiveProtocolError(
+                f"hive {hive.hive_id} does not speak the protocol: {error.message}; "
+                "restart it with 'systemctl restart rbee-hive'",
+                details={"hive_id": hive.hive_id},
+            ) from None
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    answer = bytearray()
+    async for chunk in response.content.iter_any():
+        answer += chunk
+        if len(answer) > _MOST_ANSWER_BYTES:
+            break  # what is left of it does not decode, and is refused as such
+    return bytes(answer)
+
+
+def _refusal(hive: Hive, error: RemoteError) -> RemoteError:
+    if error.status == 401 or error.status == 403:
+        return RemoteError(
+            HiveUnreachable.code,
+            HiveUnreachable.status,
+            f"hive {hive.hive_id} does not accept the queen's token: give both the same hive_api_token",
+            {"hive_id": hive.hive_id},
+        )
+    return error
+
+
+def _mismatch(hive: Hive) -> VersionMismatch:
+    return VersionMismatch(
+        f"the queen is version {__version__} and hive {hive.hive_id} is version {hive.version}: bring both to the "
+        "same version with 'apt install --only-upgrade rbee-queen rbee-hive'",
+        details={"queen_version": __version__, "hive_version": hive.version, "hive_id": hive.hive_id},
+    )

@@ -1,0 +1,122 @@
+"""Routes for hives: callbacks, changes of state, heartbeats, and the session that they hold open."""
+
+import logging
+import time
+
+import msgspec
+from aiohttp import web
+
+from rbee import __version__
+from rbee.queen.core import Core
+from rbee.queen.registry import Outcome
+from rbee.wire.auth import Role
+from rbee.wire.errors import InvalidRequest
+from rbee.wire.http.middleware import allow
+from rbee.wire.http.server import SseStream, json_response, read_json
+from rbee.wire.log import log
+from rbee.wire.messages import CallbackAnswer, Heartbeat, HeartbeatAnswer, ReadyCallback, WorkerReport
+from rbee.wire.names import hive_id as valid_hive_id
+
+LOGGER = logging.getLogger(__name__)
+COMMENT_S = 15.0
+_OWED_WHEN_READY = ("url", "model_ref", "backend")
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """The first event of a session: which life of the queen this is."""
+
+    instance_id: str
+
+
+class HiveRoutes:
+    """Handlers for callers of role ``hive``."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the routes."""
+        hives_only = allow(Role.HIVE)
+        app.router.add_post("/v2/workers/ready", hives_only(self.ready))
+        app.router.add_post("/v2/workers/state", hives_only(self.state))
+        app.router.add_post("/v2/hives/{hive}/heartbeat", hives_only(self.heartbeat))
+        app.router.add_get("/v2/hives/{hive}/session", hives_only(self.session))
+
+    async def ready(self, request: web.Request) -> web.StreamResponse:
+        """A worker is ready: stored, and whoever waits for its model is woken before the answer is written."""
+        report = await read_json(request, ReadyCallback)
+        core = self._core
+        core.metrics.ready_notifications.inc()
+        for field in _OWED_WHEN_READY:
+            if getattr(report, field) is None:
+                raise _field(field, "a worker that is ready has one")
+        if not report.state.ready:
+            raise _field("state", "expected idle or busy")
+        if report.sent_unix:
+            core.metrics.callback_delivery.observe(max(0.0, time.time() - report.sent_unix))
+        outcome = self._take(report)
+        log(
+            LOGGER,
+            logging.INFO,
+            "ready callback",
+            worker=f"{report.hive_id}/{report.worker_id}",
+            outcome=outcome.message,
+            invocation_id=report.invocation_id,
+            revision=report.revision,
+        )
+        return json_response(CallbackAnswer(True, outcome.message))
+
+    async def state(self, request: web.Request) -> web.StreamResponse:
+        """A worker changed: loading with progress, draining, stopped, failed."""
+        report = await read_json(request, WorkerReport)
+        outcome = self._take(report)
+        log(
+            LOGGER, logging.INFO, "worker state", worker=f"{report.hive_id}/{report.worker_id}",
+            state=report.state.value, reason=report.reason or None, outcome=outcome.message,
+        )  # fmt: skip
+        return json_response(CallbackAnswer(True, outcome.message))
+
+    def _take(self, report: WorkerReport) -> Outcome:
+        now = time.monotonic()
+        self._core.sessions.check(report.hive_id, report.boot_id, now)
+        return self._core.registry.apply(report, now)
+
+    async def heartbeat(self, request: web.Request) -> web.StreamResponse:
+        """The whole picture of one machine."""
+        core = self._core
+        hive_id = valid_hive_id(request.match_info["hive"])
+        beat = await read_json(request, Heartbeat)
+        if beat.hive_id != hive_id:
+            raise _field("hive_id", "expected the one in the path")
+        if any(report.hive_id != hive_id for report in beat.workers):
+            raise _field("workers", "every worker of a picture has the hive_id of the picture")
+        core.metrics.heartbeats.inc()
+        now = time.monotonic()
+        core.sessions.check(hive_id, beat.boot_id, now)
+        outcome = core.registry.heartbeat(beat, now)
+        hive = core.registry.hive(hive_id)
+        if hive is not None:
+            core.heard_of(hive)
+        return json_response(HeartbeatAnswer(True, outcome.message, core.instance_id, __version__))
+
+    async def session(self, request: web.Request) -> web.StreamResponse:
+        """A stream held open for as long as both sides live; ``?boot_id=`` names the hive's life."""
+        core = self._core
+        hive_id = valid_hive_id(request.match_info["hive"])
+        boot_id = request.query.get("boot_id")
+        if boot_id is not None and not 0 < len(boot_id) <= 512:
+            raise _field("boot_id", "expected 1 to 512 characters")
+        with core.sessions.hold(hive_id, boot_id, time.monotonic()):
+            stream = await SseStream.open(request)
+            await stream.send("hello", Hello(core.instance_id))
+            core.tell_of_hive(hive_id, "session opened")
+            try:
+                while not await core.closing_within(COMMENT_S):
+                    await stream.comment("here")
+            finally:
+                core.tell_of_hive(hive_id, "session closed")
+        return stream.response
+
+
+def _field(field: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"the field '{field}' is not acceptable: {why}", details={"field": field}, param=field)

@@ -1,0 +1,213 @@
+"""Routes that run a model: OpenAI's, Open Inference's, the typed stream, and tasks."""
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from urllib.parse import quote
+
+import msgspec
+from aiohttp import web
+
+from rbee.queen.asks import Ask, read_ask
+from rbee.queen.core import Core
+from rbee.queen.dispatch import REQUEST_ID_HEADER, Call, Refused
+from rbee.queen.passage import Account, accounted, carry
+from rbee.queen.registry import Worker
+from rbee.queen.reply import Reply, Sink, refused
+from rbee.queen.stories import OpenAiStory, Story, TypedStory
+from rbee.queen.tasks import Task, TaskState
+from rbee.wire import context
+from rbee.wire.errors import Conflict, InferenceCancelled, InvalidRequest, ModelNotFound
+from rbee.wire.http.server import SseStream, json_response
+from rbee.wire.names import request_id as valid_request_id
+from rbee.wire.sse import CONTENT_TYPE
+
+OPENAI_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+TYPED_ROUTE = "/v1/inference"
+COMMENT_S = 15.0
+
+
+class TaskAnswer(msgspec.Struct, frozen=True):
+    """A task: its id, its state, and where its events are."""
+
+    task_id: str
+    model: str
+    state: TaskState
+    events_url: str
+    task_url: str
+
+
+class InferenceRoutes:
+    """Handlers for clients that want a model to run."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._running: dict[str, asyncio.Task[object]] = {}
+        self._cancelled: set[str] = set()
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the routes."""
+        for path in OPENAI_ROUTES:
+            app.router.add_post(path, self.openai)
+        app.router.add_post("/v2/models/{model:.+}/infer", self.infer)
+        app.router.add_post(TYPED_ROUTE, self.typed)
+        app.router.add_delete(TYPED_ROUTE + "/{request_id}", self.cancel_typed)
+        app.router.add_post("/v2/tasks", self.start_task)
+        app.router.add_get("/v2/tasks/{task}", self.task)
+        app.router.add_get("/v2/tasks/{task}/events", self.task_events)
+        app.router.add_delete("/v2/tasks/{task}", self.cancel_task)
+
+    async def openai(self, request: web.Request) -> web.StreamResponse:
+        """OpenAI's routes, as bytes to a worker and back; a stream that waits over 5 s is held open by comments."""
+        path = request.path
+        with accounted(self._core.metrics, path) as account:
+            ask = await read_ask(request, self._core.aliases)
+            return await self._answer(request, _call(ask, lambda worker: path), OpenAiStory(), account)
+
+    async def infer(self, request: web.Request) -> web.StreamResponse:
+        """POST /v2/models/M/infer of the Open Inference Protocol."""
+        with accounted(self._core.metrics, "/v2/models/{model}/infer") as account:
+            ask = await read_ask(request, self._core.aliases, request.match_info["model"])
+            call = _call(ask, lambda worker: f"/v2/models/{quote(worker.report.model or ask.asked, safe='')}/infer")
+            return await self._answer(request, call, OpenAiStory(), account)
+
+    async def typed(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/inference: typed events from queued to exactly one end or error."""
+        with accounted(self._core.metrics, TYPED_ROUTE) as account:
+            ask = await read_ask(request, self._core.aliases, streams=True)
+            request_id = self._request_id(request)
+            call = _typed_call(ask, request_id)
+            story = TypedStory(request_id, ask.asked)
+            return await self._cancellable(request, call, story, account, request_id)
+
+    def _request_id(self, request: web.Request) -> str:
+        wanted = request.headers.get(REQUEST_ID_HEADER)
+        if wanted is None:
+            return str(uuid.uuid4())
+        if valid_request_id(wanted) in self._running:
+            raise Conflict("a request of this id runs already: use a new id", details={"request_id": wanted})
+        return valid_request_id(wanted)
+
+    async def _cancellable(
+        self, request: web.Request, call: Call, story: TypedStory, account: Account, request_id: str
+    ) -> web.StreamResponse:
+        me = asyncio.current_task()
+        if me is not None:
+            self._running[request_id] = me
+        reply = Reply(request)
+        try:
+            return await self._answer(request, call, story, account, reply)
+        except asyncio.CancelledError:
+            if request_id not in self._cancelled or me is None:
+                raise
+            me.uncancel()
+            error = InferenceCancelled("the request was cancelled by DELETE", details={"request_id": request_id})
+            if reply.response is None:
+                raise error from None
+            account.failed(error.code)
+            await reply.write(story.error(error.info(context.correlation_id.get())))
+            await reply.end()
+            return reply.response
+        finally:
+            self._running.pop(request_id, None)
+            self._cancelled.discard(request_id)
+
+    async def _answer(
+        self, request: web.Request, call: Call, story: Story, account: Account, reply: Reply | None = None
+    ) -> web.StreamResponse:
+        reply = reply or Reply(request)
+        answer = await carry(self._core.dispatcher, call, reply, story, account)
+        if answer is not None:
+            return refused(answer)
+        if reply.response is None:
+            raise ConnectionResetError("the client left before its answer began")
+        return reply.response
+
+    async def cancel_typed(self, request: web.Request) -> web.StreamResponse:
+        """DELETE /v1/inference/R: 204, also for one that is over."""
+        request_id = valid_request_id(request.match_info["request_id"])
+        running = self._running.get(request_id)
+        if running is not None:
+            self._cancelled.add(request_id)
+            running.cancel()
+        return web.Response(status=204)
+
+    async def start_task(self, request: web.Request) -> web.StreamResponse:
+        """POST /v2/tasks: 202 with the task, or its events at once where the client accepts a stream of events."""
+        core = self._core
+        ask = await read_ask(request, core.aliases, streams=True)
+        if not ask.stream:
+            raise InvalidRequest(
+                "a task's answer is its events: leave 'stream' out", details={"field": "stream"}, param="stream"
+            )
+        if not core.admission.known(ask.model) and not core.settling:
+            raise ModelNotFound(
+                "no worker serves that model: GET /v1/models lists those that can be asked for",
+                details={"model": ask.asked},
+                param="model",
+            )
+
+        async def run(task: Task) -> Refused | None:
+            with accounted(core.metrics, "/v2/tasks") as account:
+                sink: Sink = task
+                story = TypedStory(task.task_id, ask.asked)
+                return await carry(core.dispatcher, _typed_call(ask, task.task_id), sink, story, account)
+
+        task = core.tasks.start(str(uuid.uuid4()), ask.asked, run)
+        if CONTENT_TYPE in request.headers.get("Accept", ""):
+            return await self._follow(request, task, 0)
+        headers = {"Location": f"/v2/tasks/{task.task_id}"}
+        return json_response(_task_answer(task), status=202, headers=headers)
+
+    async def task(self, request: web.Request) -> web.StreamResponse:
+        """GET /v2/tasks/T: its state."""
+        return json_response(_task_answer(self._core.tasks.get(request.match_info["task"])))
+
+    async def task_events(self, request: web.Request) -> web.StreamResponse:
+        """GET /v2/tasks/T/events: from the start, or after the event that Last-Event-ID names."""
+        task = self._core.tasks.get(request.match_info["task"])
+        last = request.headers.get("Last-Event-ID", "0")
+        if not (last.isascii() and last.isdigit() and len(last) <= 12):
+            raise InvalidRequest("Last-Event-ID is not the id of an event", details={"header": "Last-Event-ID"})
+        return await self._follow(request, task, int(last))
+
+    async def _follow(self, request: web.Request, task: Task, after: int) -> web.StreamResponse:
+        stream = await SseStream.open(request, {"X-Rbee-Task": task.task_id})
+        reply = Reply(request)
+        reply.response = stream.response
+        async with asyncio.TaskGroup() as group:
+            beat = group.create_task(_keep_open(stream))
+            async for events in task.follow(after):
+                await reply.write(events)
+            beat.cancel()
+        await reply.end()
+        return stream.response
+
+    async def cancel_task(self, request: web.Request) -> web.StreamResponse:
+        """DELETE /v2/tasks/T: 204, also for one that is over or unknown."""
+        self._core.tasks.cancel(request.match_info["task"])
+        return web.Response(status=204)
+
+
+async def _keep_open(stream: SseStream) -> None:
+    while True:
+        await asyncio.sleep(COMMENT_S)
+        await stream.comment("here")
+
+
+def _call(ask: Ask, path: Callable[[Worker], str]) -> Call:
+    return Call(
+        ask.model, ask.asked, path, ask.body, ask.headers, ask.stream, deadline=ask.deadline, patient=ask.patient
+    )
+
+
+def _typed_call(ask: Ask, request_id: str) -> Call:
+    return Call(
+        ask.model, ask.asked, lambda worker: TYPED_ROUTE, ask.body, ask.headers, ask.stream, deadline=ask.deadline,
+        patient=ask.patient, request_id=request_id,
+    )  # fmt: skip
+
+
+def _task_answer(task: Task) -> TaskAnswer:
+    url = f"/v2/tasks/{task.task_id}"
+    return TaskAnswer(task.task_id, task.model, task.state, f"{url}/events", url)

@@ -1,0 +1,92 @@
+"""What the queen counts and times of herself; labels are bounded by known models, routes, states and codes."""
+
+from collections import Counter as Tally
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from rbee.queen.registry import Registry
+from rbee.wire.http.metrics import DURATION_BUCKETS, HttpMetrics
+from rbee.wire.messages import WorkerState
+
+HOP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
+"""Seconds of one hop: milliseconds when healthy, tries with backoff when not."""
+
+
+class QueenMetrics:
+    """All metrics of a queen on a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.http = HttpMetrics(registry, "queen_rbee")
+        self.ready_notifications = Counter(
+            "queen_rbee_worker_ready_notifications_received_total",
+            "Ready callbacks that hives delivered, repeated and late ones included",
+            registry=registry,
+        )
+        self.fallback_polls = Counter(
+            "queen_rbee_readiness_fallback_polls_total",
+            "Times that a worker was asked whether it is ready because its hive was silent; 0 in a healthy system",
+            registry=registry,
+        )
+        self.callback_delivery = Histogram(
+            "queen_rbee_callback_delivery_seconds",
+            "From a hive's sending of a callback to its arrival (clocks of two machines may differ)",
+            buckets=HOP_BUCKETS,
+            registry=registry,
+        )
+        self.ready_to_first_request = Histogram(
+            "queen_rbee_ready_to_first_request_seconds",
+            "From a ready callback's arrival to the first waiting request sent to that worker",
+            buckets=HOP_BUCKETS,
+            registry=registry,
+        )
+        self.request_duration = Histogram(
+            "queen_rbee_request_duration_seconds",
+            "Inference requests from arrival to the end of their answer",
+            ("route", "outcome"),
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+        self.requests = Counter("queen_rbee_requests_total", "Inference requests", registry=registry)
+        self.errors = Counter(
+            "queen_rbee_errors_total", "Inference requests that ended with an error, by code", ("code",),
+            registry=registry,
+        )  # fmt: skip
+        self.queue = Histogram(
+            "queen_rbee_queue_seconds",
+            "Time that a request waited for a worker",
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+        self.waiting = Gauge(
+            "queen_rbee_waiting_requests", "Requests that wait for a worker of the model", ("model",),
+            registry=registry,
+        )  # fmt: skip
+        self.heartbeats = Counter("queen_rbee_heartbeats_total", "Heartbeats received", registry=registry)
+        self.events_dropped = Counter(
+            "queen_rbee_event_listeners_dropped_total", "Event listeners let go because they did not keep up",
+            registry=registry,
+        )  # fmt: skip
+
+    def watch(self, workers: Registry) -> None:
+        """Count workers and hives by state whenever somebody scrapes."""
+        self.registry.register(_Census(workers))
+
+
+class _Census(Collector):
+    def __init__(self, workers: Registry) -> None:
+        self._workers = workers
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """Two gauges, made from the registry at the time of the scrape."""
+        workers = GaugeMetricFamily("queen_rbee_workers", "Workers by state", labels=["state"])
+        tally = Tally(worker.state for worker in self._workers.workers())
+        for state in WorkerState:
+            workers.add_metric([state.value], tally[state])
+        hives = GaugeMetricFamily("queen_rbee_hives", "Hives by state", labels=["state"])
+        stale = sum(hive.stale for hive in self._workers.hives())
+        hives.add_metric(["live"], len(self._workers.hives()) - stale)
+        hives.add_metric(["stale"], stale)
+        return [workers, hives]

@@ -1,0 +1,170 @@
+"""The way of one inference request through the queen: opened at a worker, told about, passed on, and accounted for."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+
+from rbee.queen.dispatch import Call, Dispatcher, Refused, Upstream
+from rbee.queen.metrics import QueenMetrics
+from rbee.queen.reply import Sink
+from rbee.queen.stories import Story
+from rbee.wire import context
+from rbee.wire.errors import RbeeError, WorkerFailed
+from rbee.wire.messages import WorkerReport
+
+
+def _codes(kind: type[RbeeError]) -> Iterator[str]:
+    yield kind.code
+    for below in kind.__subclasses__():
+        yield from _codes(below)
+
+
+@dataclass(slots=True)
+class Account:
+    """How a request ended: ``outcome`` is ok, error or cancelled; ``code`` that of the error."""
+
+    outcome: str = "cancelled"
+    code: str | None = None
+
+    def ok(self) -> None:
+        """The answer is whole."""
+        self.outcome = "ok"
+
+    def failed(self, code: str) -> None:
+        """It ended with an error."""
+        self.outcome, self.code = "error", code
+
+
+@contextmanager
+def accounted(metrics: QueenMetrics, route: str) -> Iterator[Account]:
+    """Count and time one request of ``route`` by how it ended."""
+    account = Account()
+    began = time.perf_counter()
+    metrics.requests.inc()
+    try:
+        yield account
+    except RbeeError as error:
+        account.failed(error.code)
+        raise
+    finally:
+        metrics.request_duration.labels(route, account.outcome).observe(time.perf_counter() - began)
+        if account.code is not None:
+            known = account.code in set(_codes(RbeeError))
+            metrics.errors.labels(account.code if known else "OTHER").inc()
+
+
+async def carry(dispatcher: Dispatcher, call: Call, sink: Sink, story: Story, account: Account) -> Refused | None:
+    """Take ``call`` to a worker and its answer to ``sink``.
+
+    Returns a refusal that came before the answer began, for the caller to answer with; raises RbeeError likewise.
+    Once the answer began, an error is told as ``story``'s one terminal event. A caller that is cancelled takes the
+    request at the worker with it.
+    """
+    try:
+        if call.stream and call.patient and not dispatcher.admission.at_once(call.model):
+            answer = await _open_and_tell(dispatcher, call, sink, story)
+        else:
+            answer = await dispatcher.open(call)
+        if isinstance(answer, Refused):
+            account.failed(answer.info(None).code)
+            if not sink.begun:
+                return answer
+            await sink.write(story.error(answer.info(context.correlation_id.get())))
+            await sink.end()
+            return None
+        await _pass_on(dispatcher, call, answer, sink, story)
+        account.ok()
+    except RbeeError as error:
+        if not sink.begun:
+            raise
+        account.failed(error.code)
+        info = error.openai_info if story.openai else error.info
+        await sink.write(story.error(info(context.correlation_id.get())))
+        await sink.end()
+    return None
+
+
+async def _open_and_tell(dispatcher: Dispatcher, call: Call, sink: Sink, story: Story) -> Upstream | Refused:
+    stirred = asyncio.Event()
+    latest: dict[str, WorkerReport] = {}
+
+    def news(report: WorkerReport) -> None:
+        latest[report.worker_id] = report
+        stirred.set()
+
+    opening = asyncio.create_task(dispatcher.open(dataclasses.replace(call, news=news)), name="open")
+    opening.add_done_callback(lambda _: stirred.set())
+    try:
+        await asyncio.wait((opening,), timeout=story.first_word_s or 0.001)  # what is refused at once is an answer
+        if not opening.done():
+            await _say(sink, story.queued() or story.still())
+        while not opening.done():
+            quiet = await _quiet(stirred, story.still_s)
+            stirred.clear()
+            words = b"".join(story.news(report) for report in latest.values())
+            latest.clear()
+            if words or quiet:
+                await _say(sink, words or story.still())
+        return opening.result()
+    finally:
+        if not opening.done():
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+        _close_unused(opening)
+
+
+async def _quiet(stirred: asyncio.Event, limit_s: float) -> bool:
+    try:
+        async with asyncio.timeout(limit_s):
+            await stirred.wait()
+    except TimeoutError:
+        return True
+    return False
+
+
+def _close_unused(opening: "asyncio.Task[Upstream | Refused]") -> None:
+    """Close what was opened in the very turn in which the client left."""
+    task = asyncio.current_task()
+    leaving = task is not None and task.cancelling() > 0
+    if leaving and not opening.cancelled() and opening.exception() is None:
+        answer = opening.result()
+        if isinstance(answer, Upstream):
+            answer.close()
+
+
+async def _say(sink: Sink, words: bytes) -> None:
+    if words:
+        if not sink.begun:
+            await sink.begin(None)
+        await sink.write(words)
+
+
+async def _pass_on(dispatcher: Dispatcher, call: Call, upstream: Upstream, sink: Sink, story: Story) -> None:
+    prologue = b""
+    if upstream.is_events:
+        prologue = (b"" if sink.begun else story.queued()) + story.placed(upstream)
+    whole = False
+    try:
+        async with aclosing(upstream.body()) as body:
+            async for chunk in body:
+                if not sink.begun:
+                    await sink.begin(upstream)
+                await sink.write(prologue + chunk if prologue else chunk)
+                prologue = b""
+        if not sink.begun:
+            await sink.begin(upstream)
+        await sink.end()
+        whole = True
+    except WorkerFailed:
+        dispatcher.broke(upstream)
+        if sink.begun and not upstream.is_events:
+            sink.abort()
+            raise ConnectionResetError("the worker broke off within an answer that has no events") from None
+        raise
+    finally:
+        upstream.close()
+        if not whole:
+            dispatcher.cancel(upstream.lease.url, call.request_id)

@@ -1,0 +1,97 @@
+"""The answer to one client on its way out: not begun, begun, or ended; a client that reads nothing is let go."""
+
+import asyncio
+from typing import Protocol
+
+from aiohttp import web
+
+from rbee.queen.dispatch import Refused, Upstream
+from rbee.wire.http.middleware import STREAM
+
+CLIENT_STALL_S = 60.0
+_PASSED_ON = ("Content-Type", "Content-Length", "Inference-Header-Content-Length", "X-Request-Id")
+
+
+class Sink(Protocol):
+    """Where the events of a request go: a client's connection, or a task's buffer."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether an error has to be told as an event, because the answer's status is out."""
+
+    async def begin(self, upstream: Upstream | None) -> None:
+        """Send the head of the answer: like ``upstream``'s, or that of a stream of events."""
+
+    async def write(self, chunk: bytes) -> None:
+        """Send bytes; waits while the other side is slow."""
+
+    async def end(self) -> None:
+        """The answer is whole."""
+
+    def abort(self) -> None:
+        """The answer cannot be made whole, and no event can say so: break the connection."""
+
+
+class Reply:
+    """A :class:`Sink` that is a client's connection."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self.response: web.StreamResponse | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the status line is out."""
+        return self.response is not None
+
+    async def begin(self, upstream: Upstream | None) -> None:
+        """Send the head; see :class:`Sink`."""
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Content-Type": "text/event-stream"}
+        status = 200
+        if upstream is not None:
+            status = upstream.response.status
+            came = upstream.response.headers
+            headers = {name: came[name] for name in _PASSED_ON if name in came} | trace(upstream)
+            if upstream.is_events:
+                headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        response = web.StreamResponse(status=status, headers=headers)
+        await response.prepare(self._request)
+        self.response = response
+        self._request[STREAM] = response
+
+    async def write(self, chunk: bytes) -> None:
+        """Send bytes; raises ConnectionResetError when the client took none for 60 s."""
+        response = self._begun()
+        try:
+            async with asyncio.timeout(CLIENT_STALL_S):
+                await response.write(chunk)
+        except TimeoutError:
+            self.abort()
+            raise ConnectionResetError("the client stopped reading") from None
+
+    async def end(self) -> None:
+        """Close the answer."""
+        await self._begun().write_eof()
+
+    def abort(self) -> None:
+        """Break the connection."""
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+    def _begun(self) -> web.StreamResponse:
+        if self.response is None:
+            raise ConnectionResetError("the answer has not begun")
+        return self.response
+
+
+def trace(upstream: Upstream) -> dict[str, str]:
+    """Headers that say where the request ran and how long it waited for that, in milliseconds."""
+    return {"X-Rbee-Worker": upstream.worker, "X-Rbee-Queue-Ms": f"{upstream.queue_ms:.1f}"}
+
+
+def refused(answer: Refused) -> web.Response:
+    """A worker's refusal as the client's answer: status and body unchanged."""
+    headers = {"Content-Type": answer.content_type, "X-Rbee-Worker": answer.worker}
+    if answer.retry_after is not None:
+        headers["Retry-After"] = answer.retry_after
+    return web.Response(status=answer.status, body=answer.body, headers=headers)

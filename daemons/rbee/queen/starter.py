@@ -1,0 +1,73 @@
+"""Starts of workers that waiting requests need: at most one under way for each worker, however many wait."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from rbee.queen.hive_client import HiveClient
+from rbee.queen.owner import Owner
+from rbee.queen.registry import Change, Registry
+from rbee.queen.routing import Key
+from rbee.wire.errors import RbeeError
+from rbee.wire.log import log
+from rbee.wire.messages import SpawnRequest
+
+LOGGER = logging.getLogger(__name__)
+REPORT_LIMIT_S = 15.0
+"""How long a hive that accepted a start may take to report a change of the worker."""
+Settled = Callable[[Key, RbeeError | None], None]
+
+
+class Starter:
+    """Asks hives to start workers and holds each start as under way until its worker's next report."""
+
+    def __init__(self, registry: Registry, hives: HiveClient, owner: Owner, settled: Settled) -> None:
+        """``settled`` is called when a start is no longer under way, with the error if the hive refused it."""
+        self._registry = registry
+        self._hives = hives
+        self._owner = owner
+        self._settled = settled
+        self._under_way: dict[Key, asyncio.Event] = {}
+        registry.listen(self._on_change)
+
+    @property
+    def under_way(self) -> frozenset[Key]:
+        """Workers whose start was asked for and that have not reported since."""
+        return frozenset(self._under_way)
+
+    def start(self, key: Key) -> None:
+        """Begin to start the worker unless that is under way; returns at once."""
+        if key in self._under_way:
+            return
+        self._under_way[key] = asyncio.Event()
+        if self._owner.spawn(self._run(key), f"start {key}") is None:
+            self._under_way.pop(key, None)
+
+    def _on_change(self, change: Change) -> None:
+        if change.load_only:
+            return
+        reported = self._under_way.get(change.worker.key)
+        if reported is not None:
+            reported.set()
+
+    async def _run(self, key: Key) -> None:
+        error: RbeeError | None = None
+        try:
+            await self._ask(key)
+            async with asyncio.timeout(REPORT_LIMIT_S):
+                await self._under_way[key].wait()
+        except RbeeError as refused:
+            error = refused
+            log(LOGGER, logging.ERROR, "start refused", worker=str(key), code=refused.code, why=refused.message)
+        except TimeoutError:
+            log(LOGGER, logging.WARNING, "no report since the start was accepted", worker=str(key))
+        finally:
+            self._under_way.pop(key, None)
+        self._settled(key, error)
+
+    async def _ask(self, key: Key) -> None:
+        worker = self._registry.worker(key)
+        if worker is None:
+            return
+        log(LOGGER, logging.INFO, "asking hive to start worker", worker=str(key))
+        await self._hives.spawn(worker.hive, SpawnRequest(worker_id=key.worker_id))

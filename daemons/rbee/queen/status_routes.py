@@ -1,0 +1,213 @@
+"""Routes that tell how the queen is and what she serves: health, models, Open Inference metadata."""
+
+import asyncio
+import time
+from urllib.parse import quote
+
+import msgspec
+from aiohttp import web
+
+from rbee import __version__
+from rbee.queen.asks import read_ask
+from rbee.queen.core import Core, states
+from rbee.queen.dispatch import Call, Refused
+from rbee.queen.hive_client import versions_fit
+from rbee.queen.registry import Hive, Worker
+from rbee.queen.reply import refused, trace
+from rbee.queen.routing import routable
+from rbee.queen.worker_routes import Health, ask_all
+from rbee.wire.errors import ModelNotFound, RbeeError
+from rbee.wire.http.middleware import open_route
+from rbee.wire.http.server import json_response
+
+DEEP_AGAIN_S = 1.0
+_MOST_METADATA_BYTES = 1 << 20
+
+
+class HiveHealth(msgspec.Struct, frozen=True):
+    """One hive as the queen sees it; ``problem`` is empty while all is well."""
+
+    hive_id: str
+    version: str
+    silent_s: float
+    session: bool
+    problem: str
+
+
+class QueenHealth(msgspec.Struct, frozen=True, omit_defaults=True):
+    """GET /health: ``status`` ok or degraded, and each thing that is wrong as a sentence."""
+
+    status: str
+    version: str
+    instance_id: str
+    hives: int
+    workers: dict[str, int]
+    in_flight: int
+    waiting: int
+    degraded: list[str]
+    deep_hives: list[HiveHealth] | None = None
+    deep_workers: list[Health] | None = None
+
+
+class Model(msgspec.Struct, frozen=True):
+    """One model in OpenAI's list, with what rbee adds: its state, task, and how many workers serve it."""
+
+    id: str
+    created: int
+    state: str
+    task: str
+    workers: int
+    ready: int
+    root: str
+    object: str = "model"
+    owned_by: str = "rbee"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """GET /v1/models."""
+
+    data: list[Model]
+    object: str = "list"
+
+
+class StatusRoutes:
+    """Handlers that change nothing."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._deep = asyncio.Lock()
+        self._deep_at = 0.0
+        self._deep_found: tuple[list[HiveHealth], list[Health]] = ([], [])
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the routes."""
+        app.router.add_get("/health", open_route(self.health))
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/v2", self.server)
+        app.router.add_get("/v2/health/live", self.live)
+        app.router.add_get("/v2/health/ready", self.ready)
+        app.router.add_get("/v2/models/{model:.+}/ready", self.model_ready)
+        app.router.add_get("/v2/models/{model:.+}", self.model)
+
+    async def health(self, request: web.Request) -> web.StreamResponse:
+        """Open and cheap; ?deep=1 asks hives and workers too, at most once a second for all callers."""
+        core = self._core
+        degraded = problems(core)
+        hives: list[HiveHealth] | None = None
+        workers: list[Health] | None = None
+        if request.query.get("deep") == "1":
+            hives, workers = await self._ask_deep()
+            degraded += [f"hive {hive.hive_id}: {hive.problem}" for hive in hives if hive.problem]
+            degraded += [
+                f"worker {one.hive_id}/{one.worker_id} does not answer"
+                for one in workers
+                if one.state.ready and not one.reachable
+            ]
+        return json_response(
+            QueenHealth(
+                "degraded" if degraded else "ok",
+                __version__,
+                core.instance_id,
+                len(core.registry.hives()),
+                dict(states(core)),
+                core.admission.in_flight,
+                core.admission.waiting,
+                degraded,
+                hives,
+                workers,
+            )
+        )
+
+    async def _ask_deep(self) -> tuple[list[HiveHealth], list[Health]]:
+        async with self._deep:
+            if time.monotonic() - self._deep_at > DEEP_AGAIN_S:
+                hives = [hive for hive in self._core.registry.hives() if not hive.manual]
+                found = await asyncio.gather(*(self._ask_hive(hive) for hive in hives))
+                self._deep_found = (list(found), await ask_all(self._core))
+                self._deep_at = time.monotonic()
+            return self._deep_found
+
+    async def _ask_hive(self, hive: Hive) -> HiveHealth:
+        problem = ""
+        try:
+            await self._core.hives.health(hive)
+        except RbeeError as error:
+            problem = error.message
+        silent_s = round(time.monotonic() - hive.heard, 1)
+        return HiveHealth(hive.hive_id, hive.version, silent_s, self._core.sessions.is_open(hive.hive_id), problem)
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        """Every model that requests can name, aliases included."""
+        core = self._core
+        known = {name: _model(name, list(core.registry.serving(name))) for name in core.registry.model_names()}
+        for alias, name in core.aliases.all().items():
+            if name in known and alias not in known:
+                known[alias] = msgspec.structs.replace(known[name], id=alias)
+        return json_response(ModelList([known[name] for name in sorted(known)]))
+
+    async def server(self, request: web.Request) -> web.StreamResponse:
+        """GET /v2: metadata of the Open Inference Protocol."""
+        return json_response({"name": "rbee", "version": __version__, "extensions": []})
+
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        """GET /v2/health/live: the queen answers."""
+        return json_response({"live": True})
+
+    async def ready(self, request: web.Request) -> web.StreamResponse:
+        """GET /v2/health/ready: 200 once hives known from before have reported, 503 until then."""
+        ready = not self._core.settling
+        return json_response({"ready": ready}, status=200 if ready else 503)
+
+    async def model_ready(self, request: web.Request) -> web.StreamResponse:
+        """GET /v2/models/M/ready: 200 while a worker of it takes requests, 503 otherwise; 404 for an unknown one."""
+        name = request.match_info["model"]
+        workers = self._core.registry.serving(self._core.aliases.resolve(name))
+        if not workers:
+            raise ModelNotFound("no worker serves that model: GET /v1/models lists those that can be asked for")
+        ready = any(routable(worker) for worker in workers)
+        return json_response({"name": name, "ready": ready}, status=200 if ready else 503)
+
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        """GET /v2/models/M: the metadata that its worker gives; a model that is not loaded is not started for it."""
+        ask = await read_ask(request, self._core.aliases, request.match_info["model"])
+        call = Call(
+            ask.model,
+            ask.asked,
+            lambda worker: f"/v2/models/{quote(worker.report.model or ask.asked, safe='')}",
+            b"",
+            {},
+            False,
+            deadline=ask.deadline,
+            patient=False,
+            method="GET",
+        )
+        answer = await self._core.dispatcher.open(call)
+        if isinstance(answer, Refused):
+            return refused(answer)
+        try:
+            body = b"".join([chunk async for chunk in answer.body()])
+        finally:
+            answer.close()
+        return web.Response(body=body, content_type="application/json", headers=trace(answer))
+
+
+def _model(name: str, workers: list[Worker]) -> Model:
+    ready = [worker for worker in workers if routable(worker)]
+    shown = (ready or workers)[0]
+    since = min(int(worker.report.since_unix) for worker in workers)
+    task = shown.report.task.value if shown.report.task is not None else "unknown"
+    return Model(name, since, shown.state.value, task, len(workers), len(ready), name)
+
+
+def problems(core: Core) -> list[str]:
+    """What is wrong, as sentences without addresses or paths."""
+    found = []
+    if core.store.problem is not None:
+        found.append(f"storage: {core.store.problem}")
+    for hive in core.registry.hives():
+        if hive.stale:
+            found.append(f"hive {hive.hive_id}: silent")
+        elif hive.version and not versions_fit(__version__, hive.version):
+            found.append(f"hive {hive.hive_id}: version {hive.version} does not fit {__version__}")
+    found += [f"worker {worker.key}: {worker.suspect}" for worker in core.registry.workers() if worker.suspect]
+    return found

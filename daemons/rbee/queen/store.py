@@ -1,0 +1,126 @@
+"""What must last, in one dedicated thread: serving never waits for it, and goes on without it.
+
+While the file cannot be written the queen serves from RAM, ``/health`` names it, and changes of aliases are refused;
+notes of hives wait (the latest of each) and are written once it is back.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from rbee.queen.database import Database, HiveRow
+from rbee.wire.errors import StorageUnavailable
+from rbee.wire.log import log
+
+LOGGER = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
+CALL_LIMIT_S = 20.0
+AGAIN_S = 5.0
+
+
+class Store:
+    """The database behind one thread. ``problem`` is why it cannot be used now, or None."""
+
+    def __init__(self, path: Path, *, again_s: float = AGAIN_S) -> None:
+        self._database = Database(path)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._again_s = again_s
+        self._owed: dict[str, HiveRow | None] = {}
+        self._stirred = asyncio.Event()
+        self._writer: asyncio.Task[None] | None = None
+        self.problem: str | None = None
+
+    async def open(self) -> tuple[list[HiveRow], dict[str, str]]:
+        """Open, begin to write what is noted, and return the hives and aliases remembered (none while unusable)."""
+        self._writer = asyncio.create_task(self._write_notes(), name="store")
+        try:
+            await self._call(self._database.open)
+            return await self._call(self._database.hives), await self._call(self._database.aliases)
+        except StorageUnavailable:
+            return [], {}
+
+    async def close(self) -> None:
+        """Write what is owed, if that can be, and close."""
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
+        with contextlib.suppress(StorageUnavailable):
+            await self._pay()
+        with contextlib.suppress(StorageUnavailable):
+            await self._call(self._database.close)
+        self._thread.shutdown(wait=False)
+
+    def note_hive(self, row: HiveRow) -> None:
+        """Remember a hive some time soon; returns at once."""
+        self._owed[row.hive_id] = row
+        self._stirred.set()
+
+    def forget_hive(self, hive_id: str) -> None:
+        """Forget a hive some time soon; returns at once."""
+        self._owed[hive_id] = None
+        self._stirred.set()
+
+    async def aliases(self) -> dict[str, str]:
+        """Aliases set by the API; raises StorageUnavailable."""
+        return await self._call(self._database.aliases)
+
+    async def put_alias(self, alias: str, model: str) -> None:
+        """Set an alias for good; raises StorageUnavailable."""
+        await self._call(self._database.put_alias, alias, model)
+
+    async def remove_alias(self, alias: str) -> None:
+        """Unset an alias for good; raises StorageUnavailable."""
+        await self._call(self._database.remove_alias, alias)
+
+    async def backup(self, target: Path) -> None:
+        """Write a checked copy to ``target``; raises StorageUnavailable."""
+        await self._call(self._database.backup, target)
+
+    async def _write_notes(self) -> None:
+        while True:
+            await self._stirred.wait()
+            self._stirred.clear()
+            try:
+                await self._pay()
+            except StorageUnavailable:
+                await asyncio.sleep(self._again_s)
+                self._stirred.set()
+
+    async def _pay(self) -> None:
+        owed, self._owed = self._owed, {}
+        if not owed and self.problem is None:
+            return
+        try:
+            await self._call(self._database.note_hives, [row for row in owed.values() if row is not None])
+            for hive_id in [hive_id for hive_id, row in owed.items() if row is None]:
+                await self._call(self._database.forget_hive, hive_id)
+        except StorageUnavailable:
+            self._owed = owed | self._owed
+            raise
+
+    async def _call(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CALL_LIMIT_S):
+                result = await loop.run_in_executor(self._thread, lambda: work(*args, **kwargs))
+        except StorageUnavailable as error:
+            self._note_problem(error.message)
+            raise
+        except TimeoutError:
+            self._note_problem("it did not answer in time")
+            raise StorageUnavailable("the queen's database did not answer in time", retry_after_s=30) from None
+        if self.problem is not None:
+            log(LOGGER, logging.INFO, "the database is back")
+        self.problem = None
+        return result
+
+    def _note_problem(self, why: str) -> None:
+        if self.problem is None:
+            log(LOGGER, logging.ERROR, "the database cannot be used: serving goes on from memory", why=why)
+        self.problem = why
+        self._stirred.set()
