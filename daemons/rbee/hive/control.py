@@ -66,6 +66,7 @@ class Control:
         if request.hive_id is not None and request.hive_id != self._table.hive_id:
             raise InvalidRequest("this spawn is for another hive", details={"field": "hive_id"})
         async with self._order(request.worker_id):
+            _backend(request.backend)
             known = self._table.find(request.worker_id)
             if known is not None and known.external is not None:
                 raise Conflict(f"{request.worker_id} is a worker outside systemd: stop it, or choose another id")
@@ -130,9 +131,9 @@ class Control:
 
     def _spec_of(self, request: SpawnRequest, reference: str) -> WorkerSpec:
         """The definition that a request asks for, checked against this machine; blocks."""
-        folder = model_folder(reference, self._config.roots)
         backend = _backend(request.backend)
         _check_device(backend, request.device)
+        folder = model_folder(reference, self._config.roots)
         try:
             return msgspec.convert(
                 {

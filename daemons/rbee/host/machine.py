@@ -1,13 +1,13 @@
-"""Facts of this machine: memory, disk, cores, and GPUs through NVML."""
+"""Facts of this machine: memory, disk, cores, and GPUs."""
 
 import os
 import shutil
 import socket
 from pathlib import Path
 
-import pynvml
-
 from rbee.wire.messages import GpuFacts, MachineFacts
+
+DRIVER_PATHS = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
 
 
 def machine_facts(folder: Path) -> MachineFacts:
@@ -43,39 +43,10 @@ def _existing(folder: Path) -> Path:
 
 
 def gpu_list() -> tuple[list[GpuFacts], str]:
-    """The GPUs that the driver shows and the driver's version; nothing on a machine without a driver."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    """The GPUs that the driver shows and the driver's version; nothing on a machine without a driver. Blocks."""
+    if not any(path.exists() for path in DRIVER_PATHS):
         return [], ""
-    try:
-        count = pynvml.nvmlDeviceGetCount()
-        return [_gpu(index) for index in range(count)], _text(pynvml.nvmlSystemGetDriverVersion())
-    finally:
-        pynvml.nvmlShutdown()
+    # the binding of NVML takes 17 MB of memory: a machine without a driver does not pay for it
+    from rbee.host import nvml
 
-
-def _gpu(index: int) -> GpuFacts:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-    return GpuFacts(
-        index=index,
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
-        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
-        memory_total_bytes=int(memory.total),
-        memory_used_bytes=int(memory.used),
-        temperature_c=_temperature(handle),
-        compute_capability=f"{major}.{minor}",
-    )
-
-
-def _temperature(handle: object) -> int | None:
-    try:
-        return int(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
-    except pynvml.NVMLError:
-        return None  # some virtual GPUs do not tell
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return nvml.gpu_list()
