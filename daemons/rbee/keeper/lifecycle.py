@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -23,6 +24,15 @@ _HEAD_LIMIT_S = 10.0
 _STOP_LIMIT_S = 45.0
 _ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
 _MOST_LINE = 1 << 20
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What the command shows of one record of a worker's log."""
+
+    time_unix: float
+    message: str
+
+
 Judge = Callable[[WorkerReport | None], bool]
 
 
@@ -191,11 +201,9 @@ async def log_lines(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
 
 
 def _line(data: bytes) -> str:
-    """The text of one event of a log: its ``message`` where it is an object."""
+    """One record of a log as a line: when and what; anything but a record as it is."""
     with contextlib.suppress(msgspec.DecodeError):
-        found = msgspec.json.decode(data)
-        if isinstance(found, dict):
-            return str(found.get("message", found.get("line", "")))
-        if isinstance(found, str):
-            return found
+        record = msgspec.json.decode(data, type=Record)
+        moment = datetime.datetime.fromtimestamp(record.time_unix, tz=datetime.UTC).astimezone()
+        return f"{moment.strftime('%Y-%m-%d %H:%M:%S')} {record.message}"
     return data.decode(errors="replace")

@@ -1,12 +1,48 @@
 """Workers as the command sees them: the queen's or the hive's list, and how one is shown."""
 
+import msgspec
+
 from rbee.keeper.client import Daemon
 from rbee.keeper.failure import CommandFailed
+from rbee.keeper.text import duration
 from rbee.wire.errors import BackendUnavailable, WorkerNotFound
-from rbee.wire.messages import WorkerList, WorkerReport, WorkerState
+from rbee.wire.messages import WorkerHealth, WorkerList, WorkerReport, WorkerState
 from rbee.wire.worker_spec import Backend
 
+HEALTH_HEADS = ("WORKER", "HIVE", "STATE", "ANSWERS", "SLOTS BUSY", "IDLE FOR", "REQUESTS")
+UNHEALTHY = frozenset({WorkerState.FAILED, WorkerState.UNHEALTHY, WorkerState.STALE})
 HEADS = ("WORKER", "HIVE", "STATE", "MODEL", "BACKEND", "SLOTS", "URL", "NOTE")
+
+
+class Health(msgspec.Struct, frozen=True):
+    """One worker's health: what it answered to the queen, None where it did not or has no address."""
+
+    hive_id: str
+    worker_id: str
+    state: WorkerState
+    reachable: bool
+    health: WorkerHealth | None = None
+
+    @property
+    def bad(self) -> bool:
+        """Whether something should be done: the worker should answer and does not, or has failed."""
+        return self.state in UNHEALTHY or (self.state.ready and not self.reachable)
+
+
+class HealthList(msgspec.Struct, frozen=True):
+    """GET /v2/workers/health."""
+
+    workers: list[Health]
+
+
+def health_row(worker: Health) -> tuple[str, ...]:
+    """One line of the table of health."""
+    answers = "yes" if worker.reachable else "no"
+    if worker.health is None:
+        return (worker.worker_id, worker.hive_id, worker.state.value, answers, "-", "-", "-")
+    slots = f"{worker.health.slots_busy}/{worker.health.slots_total}"
+    idle, requests = duration(worker.health.idle_s), str(worker.health.requests_total)
+    return (worker.worker_id, worker.hive_id, worker.state.value, answers, slots, idle, requests)
 
 
 async def all_workers(daemon: Daemon, hive_id: str | None = None) -> list[WorkerReport]:

@@ -20,6 +20,7 @@ class Person:
         kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
         return kept | {
             "HOME": str(self.home),
+            "TZ": "UTC",
             "XDG_STATE_HOME": str(self.home / "state"),
             "XDG_CONFIG_HOME": str(self.home / "config"),
         }

@@ -143,10 +143,10 @@ def test_a_stall_cancels_the_request(person: Person, folder: Path) -> None:
     assert [(asked.method, asked.path) for asked in peer.asked[1:]] == [("DELETE", f"/v2/tasks/{TASK}")]
 
 
-def interrupt(process: subprocess.Popen[str]) -> tuple[int, str]:
+def interrupt(process: subprocess.Popen[str], first: str = "one") -> tuple[int, str]:
     """Send SIGINT once the first token is there; returns the exit code and stderr."""
     assert process.stdout is not None
-    assert process.stdout.read(3) == "one"
+    assert process.stdout.read(len(first)) == first
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=20)
     return process.returncode, told
@@ -213,12 +213,12 @@ def test_chat_streams_and_embed_compares(person: Person, folder: Path) -> None:
 
 def test_logs_follow_until_ctrl_c(person: Person, folder: Path) -> None:
     def script(asked: Asked, send: Send) -> None:
-        send(STREAM_HEAD + event(None, {"message": "one line"}))
+        send(STREAM_HEAD + event("line", {"time_unix": 0.0, "priority": 6, "message": "one line"}))
         time.sleep(2)
 
     with Peer(script, folder / "hive.sock") as peer:
         process = person.start("--hive-socket", folder / "hive.sock", "worker", "logs", "w1", "--follow")
-        code, _ = interrupt(process)
+        code, _ = interrupt(process, "1970-01-01 00:00:00 one line\n")
     assert code == 130
     assert peer.asked[0].path.startswith("/v1/workers/w1/logs?")
     assert "follow=1" in peer.asked[0].path

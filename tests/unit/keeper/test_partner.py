@@ -160,3 +160,20 @@ def test_an_unknown_backend_is_refused_with_the_list(person: Person, command: tu
 @pytest.mark.parametrize("arguments", [("nonsense",), ("infer", "--model", "m"), ("worker", "spawn", "--slots", "0")])
 def test_wrong_usage_exits_2(person: Person, arguments: tuple[str, ...]) -> None:
     assert person.rbee(*arguments).returncode == 2
+
+
+def test_worker_health_exits_1_when_a_worker_does_not_answer(person: Person, folder: Path) -> None:
+    facts = {"status": "ok", "state": "idle", "worker_id": "w1", "version": "0.1.0", "slots_total": 4, "slots_busy": 1}
+    well = {"hive_id": "h", "worker_id": "w1", "state": "idle", "reachable": True}
+    well["health"] = facts | {"idle_s": 75.0, "requests_total": 9}
+    stopped = {"hive_id": "h", "worker_id": "w2", "state": "stopped", "reachable": False}
+    silent = {"hive_id": "h", "worker_id": "w3", "state": "idle", "reachable": False}
+    rows = [well, stopped]
+    with Peer(lambda _, send: send(answer({"workers": rows})), folder / "q.sock"):
+        fine = person.rbee("--socket", folder / "q.sock", "worker", "health")
+        rows.append(silent)
+        bad = person.rbee("--socket", folder / "q.sock", "worker", "health")
+    assert fine.returncode == 0
+    assert fine.stdout.splitlines()[1].split("\t") == ["w1", "h", "idle", "yes", "1/4", "1 min 15 s", "9"]
+    assert bad.returncode == 1
+    assert "not healthy: w3" in bad.stderr

@@ -1,7 +1,6 @@
 """`rbee worker`: see, start, stop, follow and remove workers."""
 
 import sys
-from typing import Any
 
 import aiohttp
 import click
@@ -11,7 +10,16 @@ from rbee.keeper.failure import CommandFailed
 from rbee.keeper.render import show_json, show_table
 from rbee.keeper.session import json_option
 from rbee.keeper.text import printable
-from rbee.keeper.workers import HEADS, all_workers, checked_backend, one_worker, row
+from rbee.keeper.workers import (
+    HEADS,
+    HEALTH_HEADS,
+    HealthList,
+    all_workers,
+    checked_backend,
+    health_row,
+    one_worker,
+    row,
+)
 from rbee.wire import names
 from rbee.wire.messages import SpawnRequest, WorkerReport
 from rbee.wire.worker_spec import Task
@@ -125,18 +133,18 @@ def restart(worker_id: str, node: str | None, wait: bool, as_json: bool) -> None
 @node_option
 @json_option
 def health(node: str | None, as_json: bool) -> None:
-    """Show what the queen knows of each worker's health; exit 1 when one is failed or unhealthy."""
+    """Ask each worker through the queen; exit 1 when one has failed or does not answer."""
 
-    async def ask() -> tuple[dict[str, Any], list[WorkerReport]]:
+    async def ask() -> HealthList:
         async with session.queen() as queen:
-            return await queen.call("GET", "/v2/workers/health", dict[str, Any]), await all_workers(queen, node)
+            return await queen.call("GET", "/v2/workers/health", HealthList)
 
-    answer, workers = session.run(ask())
-    bad = [worker.worker_id for worker in workers if worker.state.value in ("failed", "unhealthy", "stale")]
+    workers = [worker for worker in session.run(ask()).workers if node in (None, worker.hive_id)]
+    bad = [worker.worker_id for worker in workers if worker.bad]
     if as_json:
-        show_json(answer)
+        show_json({"workers": workers})
     else:
-        show_table(HEADS, [row(worker) for worker in workers], "no workers yet: rbee worker spawn --help")
+        show_table(HEALTH_HEADS, [health_row(worker) for worker in workers], "no workers yet: rbee worker spawn --help")
     if bad:
         raise CommandFailed(f"not healthy: {', '.join(bad)}: read their logs with 'rbee worker logs {bad[0]}'")
 
