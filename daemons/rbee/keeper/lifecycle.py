@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ _HEAD_LIMIT_S = 10.0
 _STOP_LIMIT_S = 45.0
 _ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
 _MOST_LINE = 1 << 20
+_DATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -204,6 +206,8 @@ def _line(data: bytes) -> str:
     """One record of a log as a line: when and what; anything but a record as it is."""
     with contextlib.suppress(msgspec.DecodeError):
         record = msgspec.json.decode(data, type=Record)
+        if _DATED.match(record.message):
+            return record.message
         moment = datetime.datetime.fromtimestamp(record.time_unix, tz=datetime.UTC).astimezone()
         return f"{moment.strftime('%Y-%m-%d %H:%M:%S')} {record.message}"
     return data.decode(errors="replace")

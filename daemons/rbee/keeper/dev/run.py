@@ -13,11 +13,13 @@ from rbee.keeper import failure
 from rbee.keeper.client import Daemon, Patience
 from rbee.keeper.dev import children, folders, models, show
 from rbee.keeper.settings import Place
-from rbee.wire.errors import RbeeError
+from rbee.wire.errors import HiveUnreachable, RbeeError
+from rbee.wire.http.client import RemoteError
 
 EXIT_INTERRUPTED = 130
 WORKERS = (("dev-talk", models.TALKING_MODEL), ("dev-embed", models.EMBEDDING_MODEL))
 _READY_LIMIT_S = 60.0
+_REPORT_WAITS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _WORKER_STOP_S, _HIVE_STOP_S, _QUEEN_STOP_S = 12.0, 10.0, 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -85,17 +87,29 @@ class Dev:
     async def _demonstrate(self) -> None:
         async with Daemon(self._place("queen", self._made.queen_socket), Patience(), self._say) as queen:
             for worker, model in WORKERS:
-                body = {
-                    "worker_id": worker,
-                    "model_ref": (self._made.models / model).as_uri(),
-                    "ephemeral": True,
-                    "idle_limit_s": 0,
-                }
-                await queen.call("POST", "/v2/workers/spawn", dict[str, Any], body=body)
+                await self._spawn(queen, worker, model)
                 self._say(f"worker {worker} starts with {model}")
         async with show.queen_over_tcp(self._made, self._ports, self._say) as queen:
             await show.demonstrate(queen, self._say)
         self._say(show.lines_to_go_on(self._made, self._ports))
+
+    async def _spawn(self, queen: Daemon, worker: str, model: str) -> None:
+        body = {
+            "worker_id": worker,
+            "model_ref": (self._made.models / model).as_uri(),
+            "ephemeral": True,
+            "idle_limit_s": 0,
+        }
+        # the hive is ready before its first report has reached the queen, and no event tells of that report
+        for wait in _REPORT_WAITS_S:
+            try:
+                await queen.call("POST", "/v2/workers/spawn", dict[str, Any], body=body)
+                return
+            except RemoteError as error:
+                if error.code != HiveUnreachable.code:
+                    raise
+            await asyncio.sleep(wait)
+        await queen.call("POST", "/v2/workers/spawn", dict[str, Any], body=body)
 
     async def stop(self) -> None:
         """Stop workers by way of the hive, then the hive, then the queen; within 30 s, and whatever it takes."""

@@ -1,5 +1,6 @@
 """The demonstration of `rbee dev`: a question, three sentences, and the lines to go on with."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -56,6 +57,7 @@ def lines_to_go_on(made: Folders, ports: Ports) -> str:
     json = "-H 'Content-Type: application/json'"
     chat = f'{{"model":"{TALKING_MODEL}","stream":true,"messages":[{{"role":"user","content":"{QUESTION}"}}]}}'
     texts = f'{{"model":"{EMBEDDING_MODEL}","input":["{SENTENCES[0]}"]}}'
+    rbee = "rbee" if shutil.which("rbee") else f"{sys.executable} -m rbee.keeper.main"
     return "\n".join(
         (
             "",
@@ -65,7 +67,7 @@ def lines_to_go_on(made: Folders, ports: Ports) -> str:
             f"  curl --unix-socket {made.hive_socket} http://hive/v1/workers/list",
             f"  curl -N {queen}/v1/chat/completions {token} {json} -d '{chat}'",
             f"  curl {queen}/v1/embeddings {token} {json} -d '{texts}'",
-            f"  rbee --socket {made.queen_socket} --hive-socket {made.hive_socket} worker list",
+            f"  {rbee} --socket {made.queen_socket} --hive-socket {made.hive_socket} worker list",
             "",
         )
     )
