@@ -13,6 +13,7 @@ import sys
 import traceback
 
 from rbee.wire import context
+from rbee.wire.auth import redacted
 from rbee.wire.log import ALERT, fields_of
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
@@ -67,7 +68,7 @@ def _message(record: logging.LogRecord) -> str:
     text = record.getMessage()
     if fields:
         text += " " + " ".join(f"{key}={_quoted(value)}" for key, value in fields.items())
-    return _CONTROL.sub("?", text)
+    return _CONTROL.sub("?", redacted(text))
 
 
 def _quoted(value: object) -> str:
@@ -76,7 +77,7 @@ def _quoted(value: object) -> str:
 
 
 def _stack(record: logging.LogRecord) -> str:
-    return "".join(traceback.format_exception(*record.exc_info)).rstrip() if record.exc_info else ""
+    return redacted("".join(traceback.format_exception(*record.exc_info)).rstrip()) if record.exc_info else ""
 
 
 class TextHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -128,11 +129,11 @@ class JournalHandler(logging.Handler):
         if correlation is not None:
             fields["RBEE_CORRELATION_ID"] = correlation
         for key, value in fields_of(record).items():
-            fields["RBEE_" + _UNSAFE.sub("_", key.upper())] = str(value)
+            fields["RBEE_" + _UNSAFE.sub("_", key.upper())] = redacted(str(value))
         stack = _stack(record)
         if stack:
             fields["RBEE_STACK"] = stack
-            fields["MESSAGE"] += f": {record.exc_info[1]!r}" if record.exc_info and record.exc_info[1] else ""
+            fields["MESSAGE"] += redacted(f": {record.exc_info[1]!r}") if record.exc_info and record.exc_info[1] else ""
         return fields
 
 

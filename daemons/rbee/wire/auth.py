@@ -3,12 +3,15 @@
 import enum
 import hashlib
 import hmac
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rbee.wire.errors import InvalidApiKey, MissingApiKey
 
 CHALLENGE = "Bearer"
+REDACTED = "[REDACTED]"
+_LEAST_REDACTED = 8  # a shorter value is part of ordinary words
 
 
 class Secret:
@@ -17,11 +20,12 @@ class Secret:
     CPython cannot wipe a str from memory; what is promised is that the value is never printed.
     """
 
-    __slots__ = ("_value", "fingerprint")
+    __slots__ = ("__weakref__", "_value", "fingerprint")
 
     def __init__(self, value: str) -> None:
         self._value = value
         self.fingerprint = fingerprint(value)
+        _Live.remember(self)
 
     def reveal(self) -> str:
         """The value itself, for an Authorization header."""
@@ -32,6 +36,29 @@ class Secret:
 
     def __reduce__(self) -> str:
         raise TypeError("a secret is not pickled")
+
+
+class _Live:
+    """The secrets that this process holds; one that nobody holds any more is not kept by this list."""
+
+    secrets: tuple["weakref.ref[Secret]", ...] = ()
+
+    @classmethod
+    def remember(cls, secret: Secret) -> None:
+        # a new tuple each time: a log record of another thread may be going through the old one
+        cls.secrets = (*(held for held in cls.secrets if held() is not None), weakref.ref(secret))
+
+
+def redacted(text: str) -> str:
+    """``text`` without the tokens that this process holds: the last guard of what is written for people to read.
+
+    A name from outside (a model, a file) may be a token by somebody's mistake; nothing of ours passes one here.
+    """
+    for held in _Live.secrets:
+        secret = held()
+        if secret is not None and len(value := secret.reveal()) >= _LEAST_REDACTED and value in text:
+            text = text.replace(value, REDACTED)
+    return text
 
 
 def fingerprint(value: str) -> str:
@@ -115,8 +142,9 @@ def _bearer_token(header: str | None) -> str:
             "the Authorization header is missing: send 'Authorization: Bearer TOKEN'",
             details={"reason": "missing_header"},
         )
-    scheme, space, token = header.partition(" ")
-    if scheme != CHALLENGE or not space or token.startswith(" "):
+    scheme, _, token = header.partition(" ")
+    # HTTP takes the white space at a header's end away: a client that sends "Bearer " arrives as "Bearer"
+    if scheme != CHALLENGE or token.startswith(" "):
         raise InvalidApiKey(
             "the Authorization header is not of the form 'Bearer TOKEN'", details={"reason": "invalid_format"}
         )

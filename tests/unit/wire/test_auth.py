@@ -1,11 +1,12 @@
 """Tokens: every form of header, roles, and that a secret never shows."""
 
+import gc
 import hashlib
 import pickle
 
 import pytest
 
-from rbee.wire.auth import Identity, Role, Secret, TokenVerifier, fingerprint
+from rbee.wire.auth import Identity, Role, Secret, TokenVerifier, fingerprint, redacted
 from rbee.wire.errors import InvalidApiKey, MissingApiKey, RbeeError
 
 CLIENT = Secret("client-t0ken!#$%&'*+-.^_`|~:/=")
@@ -33,6 +34,7 @@ def test_each_token_speaks_for_its_role(verifier: TokenVerifier) -> None:
         ("Bearer  hive-token", "invalid_format"),
         ("Bearerhive-token", "invalid_format"),
         ("Bearer ", "empty_token"),
+        ("Bearer", "empty_token"),
         ("Bearer wrong", "unknown_token"),
         ("Bearer hive-token ", "unknown_token"),
         ("Bearer hive-toke", "unknown_token"),
@@ -73,3 +75,12 @@ def test_a_secret_shows_its_fingerprint_only() -> None:
         assert expected in shown
     with pytest.raises(TypeError):
         pickle.dumps(secret)
+
+
+def test_a_held_secret_is_redacted_and_one_let_go_is_forgotten() -> None:
+    held, let_go, short = Secret("long-enough-1"), Secret("long-enough-2"), Secret("worker")
+    assert redacted("a long-enough-1 and long-enough-2, worker") == "a [REDACTED] and [REDACTED], worker"
+    del let_go
+    gc.collect()
+    assert redacted("a long-enough-1 and long-enough-2") == "a [REDACTED] and long-enough-2"
+    assert (held.reveal(), short.reveal()) == ("long-enough-1", "worker")
