@@ -13,6 +13,7 @@ from rbee.queen.reply import Sink
 from rbee.queen.stories import Story
 from rbee.wire import context
 from rbee.wire.errors import RbeeError, WorkerFailed
+from rbee.wire.http.metrics import exemplar
 from rbee.wire.messages import WorkerReport
 
 
@@ -50,7 +51,7 @@ def accounted(metrics: QueenMetrics, route: str) -> Iterator[Account]:
         account.failed(error.code)
         raise
     finally:
-        metrics.request_duration.labels(route, account.outcome).observe(time.perf_counter() - began)
+        metrics.request_duration.labels(route, account.outcome).observe(time.perf_counter() - began, exemplar())
         if account.code is not None:
             known = account.code in set(_codes(RbeeError))
             metrics.errors.labels(account.code if known else "OTHER").inc()

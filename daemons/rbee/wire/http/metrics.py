@@ -5,6 +5,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_TYPE
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
+from rbee.wire import context
+from rbee.wire.auth import redacted
+
 DURATION_BUCKETS = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
@@ -37,5 +40,15 @@ class HttpMetrics:
 def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     """The metrics as text and its content type: OpenMetrics where the scraper asks for it, else Prometheus text."""
     if "application/openmetrics-text" in accept:
-        return generate_openmetrics(registry), OPENMETRICS_TYPE  # type: ignore[no-untyped-call]
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+        return _guarded(generate_openmetrics(registry)), OPENMETRICS_TYPE  # type: ignore[no-untyped-call]
+    return _guarded(generate_latest(registry)), CONTENT_TYPE_LATEST
+
+
+def exemplar() -> dict[str, str] | None:
+    """The request in hand as the exemplar of an observation: shown to scrapers that ask for OpenMetrics."""
+    correlation_id = context.correlation_id.get()
+    return None if correlation_id is None else {"correlation_id": correlation_id}
+
+
+def _guarded(text: bytes) -> bytes:
+    return redacted(text.decode()).encode()

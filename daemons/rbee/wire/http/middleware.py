@@ -23,7 +23,7 @@ from rbee.wire.errors import (
     PayloadTooLarge,
     RbeeError,
 )
-from rbee.wire.http.metrics import HttpMetrics
+from rbee.wire.http.metrics import HttpMetrics, exemplar
 from rbee.wire.log import log
 from rbee.wire.peer import PeerAdmins
 
@@ -102,7 +102,7 @@ def measured(metrics: HttpMetrics) -> Middleware:
             status = str(response.status)
         finally:
             metrics.requests.labels(route, request.method, status).inc()
-            metrics.duration.labels(route).observe(time.perf_counter() - started)
+            metrics.duration.labels(route).observe(time.perf_counter() - started, exemplar())
         return response
 
     return middleware
