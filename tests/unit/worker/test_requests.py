@@ -1,0 +1,100 @@
+"""Slots, cancelling, deadlines and draining."""
+
+import asyncio
+import time
+from collections import Counter
+
+import pytest
+
+from rbee.wire.deadline import after
+from rbee.wire.errors import AllSlotsBusy, Conflict, Draining, InferenceCancelled, RequestTimeout
+from rbee.worker.requests import RunningRequests
+
+
+class Outcomes(Counter[str]):
+    def __call__(self, route: str, outcome: str) -> None:
+        self[outcome] += 1
+
+
+def running(slots: int = 2) -> tuple[RunningRequests, Outcomes]:
+    outcomes = Outcomes()
+    return RunningRequests(slots, outcomes), outcomes
+
+
+async def hold(requests: RunningRequests, request_id: str, seconds: float = 5.0) -> None:
+    async with requests.slot(request_id, "/r"):
+        await asyncio.sleep(seconds)
+
+
+async def test_slots_are_counted_and_refused_when_taken() -> None:
+    requests, outcomes = running(1)
+    async with requests.slot("a", "/r"):
+        assert (requests.busy, requests.idle_s) == (1, 0.0)
+        with pytest.raises(AllSlotsBusy) as refused:
+            async with requests.slot("b", "/r"):
+                pass
+        assert refused.value.details == {"slots_total": 1, "slots_busy": 1}
+    assert (requests.busy, requests.total, outcomes) == (0, 1, {"ok": 1})
+
+
+async def test_an_id_runs_once() -> None:
+    requests, _ = running()
+    async with requests.slot("a", "/r"):
+        with pytest.raises(Conflict):
+            async with requests.slot("a", "/r"):
+                pass
+
+
+async def test_cancel_ends_the_request_with_its_error() -> None:
+    requests, outcomes = running()
+    task = asyncio.create_task(hold(requests, "a"))
+    await asyncio.sleep(0)
+    assert requests.cancel("a")
+    assert requests.cancel("a")
+    with pytest.raises(InferenceCancelled):
+        await task
+    assert not task.cancelled()
+    assert task.cancelling() == 0
+    assert not requests.cancel("a")
+    assert outcomes == {"cancelled": 1}
+
+
+async def test_a_client_that_leaves_stays_a_cancellation() -> None:
+    requests, outcomes = running()
+    task = asyncio.create_task(hold(requests, "a"))
+    await asyncio.sleep(0)
+    requests.cancel("a")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert requests.busy == 0
+    assert sum(outcomes.values()) == 1
+
+
+async def test_a_deadline_ends_the_request() -> None:
+    requests, outcomes = running()
+    with pytest.raises(RequestTimeout):
+        async with requests.slot("a", "/r", deadline=after(0.05, time.time())):
+            await asyncio.sleep(5)
+    with pytest.raises(RequestTimeout):
+        async with requests.slot("b", "/r", deadline=after(-1, time.time())):
+            pass
+    assert outcomes == {"request_timeout": 1}
+    assert requests.busy == 0
+
+
+async def test_a_drain_waits_then_cuts() -> None:
+    requests, _ = running()
+    quick = asyncio.create_task(hold(requests, "quick", 0.05))
+    await asyncio.sleep(0)
+    assert await requests.drain(2.0) == 0
+    await quick
+    with pytest.raises(Draining):
+        async with requests.slot("late", "/r"):
+            pass
+    requests.draining = False
+    slow = asyncio.create_task(hold(requests, "slow"))
+    await asyncio.sleep(0)
+    assert await requests.drain(0.05) == 1
+    with pytest.raises(InferenceCancelled):
+        await slow

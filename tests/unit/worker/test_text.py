@@ -1,0 +1,107 @@
+"""Sampling, detokenising and stop strings: pure decisions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rbee.wire.errors import ConfigError, InvalidRequest
+from rbee.worker.engine.chat import ChatTemplate
+from rbee.worker.engine.detokenise import Detokeniser, StopStrings
+from rbee.worker.engine.sampling import Sampler, SamplingParams, distribution
+
+SCORES = np.array([1.0, 3.0, 2.0, -1.0, 2.5], np.float32)
+
+
+def decode_bytes(ids: Sequence[int]) -> str:
+    """A tokenizer whose every token is one byte: the hardest case for characters."""
+    return bytes(ids).decode("utf-8", "replace")
+
+
+@given(st.text(max_size=60))
+def test_no_character_is_ever_split(text: str) -> None:
+    detokeniser = Detokeniser(decode_bytes)
+    pieces = [detokeniser.add(byte) for byte in text.encode()]
+    assert "".join(pieces) + detokeniser.flush() == text
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_bytes_that_never_become_a_character_go_out_in_the_end() -> None:
+    detokeniser = Detokeniser(decode_bytes)
+    assert [detokeniser.add(0xE2), detokeniser.add(0x82)] == ["", ""]
+    assert detokeniser.flush() == "\ufffd"
+
+
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=10),
+    st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=3),
+)
+def test_stop_strings_cut_as_a_search_of_the_whole_text_would(pieces: list[str], stops: list[str]) -> None:
+    strings, out, stopped = StopStrings(stops), "", False
+    for piece in pieces:
+        released = strings.add(piece)
+        out += released.text
+        if released.stopped:
+            stopped = True
+            break
+    if not stopped:
+        out += strings.flush()
+    whole = "".join(pieces)
+    found = [whole.find(stop) for stop in stops if stop in whole]
+    assert stopped == bool(found)
+    if found:
+        assert not any(stop in out for stop in stops)
+        assert whole.startswith(out)
+    else:
+        assert out == whole
+
+
+def test_temperature_zero_is_greedy() -> None:
+    assert Sampler(SamplingParams(temperature=0.0)).choose(SCORES) == 1
+
+
+def test_a_seed_gives_the_same_choices() -> None:
+    params = SamplingParams(temperature=5.0, seed=42)
+    first, second = Sampler(params), Sampler(params)
+    drawn = [first.choose(SCORES) for _ in range(50)]
+    assert drawn == [second.choose(SCORES) for _ in range(50)]
+    assert len(set(drawn)) > 1
+
+
+def test_top_k_and_top_p_leave_out_the_rest() -> None:
+    assert np.flatnonzero(distribution(SCORES, SamplingParams(top_k=2))).tolist() == [1, 4]
+    plain = distribution(SCORES, SamplingParams())
+    assert np.allclose(plain, np.exp(SCORES) / np.exp(SCORES).sum())
+    order = np.argsort(-plain)
+    kept = distribution(SCORES, SamplingParams(top_p=float(plain[order[:2]].sum()) - 1e-6))
+    assert np.flatnonzero(kept).tolist() == [1, 4]
+    assert np.flatnonzero(distribution(SCORES, SamplingParams(top_p=1e-9))).tolist() == [1]
+
+
+def test_draws_follow_the_distribution() -> None:
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=1))
+    counts = np.bincount([sampler.choose(SCORES) for _ in range(4000)], minlength=5) / 4000
+    assert np.abs(counts - distribution(SCORES, SamplingParams())).max() < 0.03
+
+
+def test_a_chat_template_renders_and_its_refusal_is_the_callers_error() -> None:
+    source = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+        "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ bos_token }}{% endif %}"
+    )
+    template = ChatTemplate(source, {"bos_token": "<s>"})
+    assert template.render([{"role": "user", "content": "a"}]) == "<user>a<s>"
+    with pytest.raises(InvalidRequest, match="no system here"):
+        template.render([{"role": "system", "content": "a"}])
+
+
+def test_a_chat_template_cannot_reach_python() -> None:
+    template = ChatTemplate("{{ ''.__class__.__mro__[1].__subclasses__() }}", {})
+    with pytest.raises(InvalidRequest):
+        template.render([])
+    with pytest.raises(ConfigError, match="does not compile"):
+        ChatTemplate("{% for %}", {})
