@@ -99,7 +99,7 @@ class HiveApi:
         """Add the routes."""
         app.add_routes(
             [
-                web.get("/health", self.open_health),
+                web.get("/health", open_route(self.open_health)),
                 web.get("/v1/health", self.health),
                 web.get("/v1/resources", self.resources),
                 web.get("/v1/capabilities", self.capabilities),
@@ -112,7 +112,6 @@ class HiveApi:
             ]
         )
 
-    @open_route
     async def open_health(self, request: web.Request) -> web.StreamResponse:
         """Status and version only: anybody may ask."""
         health = self._health()
@@ -184,11 +183,11 @@ async def _as_events(request: web.Request, records: AsyncIterator[LogLine]) -> w
         async with contextlib.aclosing(records):  # type: ignore[type-var]
             async for record in records:
                 await stream.send("line", record)
-        await stream.response.write_eof()
-        return stream.response
     finally:
         alive.cancel()
         await asyncio.gather(alive, return_exceptions=True)
+    await stream.response.write_eof()
+    return stream.response
 
 
 async def _comment(stream: SseStream) -> None:

@@ -79,6 +79,7 @@ class Callbacks:
         self._settings = settings or CallbackSettings()
         self._owed: dict[str, Owed] = {}
         self._sending: set[str] = set()
+        self._idle = asyncio.Event()
         self._failed: set[str] = set()
         self._detail_due: dict[str, asyncio.TimerHandle] = {}
         self._detail_sent: dict[str, float] = {}
@@ -147,6 +148,7 @@ class Callbacks:
                 self._on_delivered(worker)
         finally:
             self._sending.discard(worker)
+            self._idle.set()
             self._send_next()
 
     def _send_next(self) -> None:
@@ -254,6 +256,19 @@ class Callbacks:
         """Keep the table of last times as small as what it is for."""
         before = asyncio.get_running_loop().time() - DETAIL_INTERVAL_S
         self._detail_sent = {worker: sent for worker, sent in self._detail_sent.items() if sent > before}
+
+    async def flush(self, limit_s: float) -> None:
+        """Wait, at most ``limit_s``, until nothing is being sent: the last words before an end."""
+        for worker in list(self._detail_due):
+            self._cancel_pace(worker)
+            self._send(worker)
+        try:
+            async with asyncio.timeout(limit_s):
+                while self._sending:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            log(LOGGER, logging.WARNING, "the queen was not told everything before the end", waiting=self.waiting)
 
     def close(self) -> None:
         """Forget the timers; the tasks belong to their owner."""

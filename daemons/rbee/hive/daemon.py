@@ -43,6 +43,7 @@ from rbee.wire.peer import PeerAdmins
 LOGGER = logging.getLogger(__name__)
 CONNECTIVITY_LIMIT_S = 5.0
 _CLOSE_GRACE_S = 2.0
+_LAST_WORDS_S = 2.0
 _REFRESH_MOST_S = 5.0
 _READY_STATES = (WorkerState.IDLE, WorkerState.BUSY)
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "PYTHONPATH")
@@ -153,6 +154,8 @@ class HiveDaemon:
         if self._config.supervisor is SupervisorKind.CHILD:
             # still reporting: the queen hears that each of them drains and ends
             await self._units.close()
+            if self._callbacks is not None:
+                await self._callbacks.flush(_LAST_WORDS_S)
         await self._tasks.close()
         if self._callbacks is not None:
             self._callbacks.close()

@@ -253,6 +253,8 @@ def change_between(previous: WorkerReport | None, report: WorkerReport) -> Chang
     Between idle and busy the queen knows better than the hive: that goes with the heartbeat.
     """
     if previous is None:
+        if report.state is WorkerState.STOPPED:
+            return Change.QUIET  # it came to be defined: nothing happened to it
         return Change.READY if report.state.ready else Change.STATE
     different = {
         name

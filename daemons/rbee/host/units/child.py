@@ -151,7 +151,7 @@ class _ChildUnit:
 
     async def run(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Live, and live again after a failure, until stopped or out of starts."""
-        self._tell(msgspec.structs.replace(self.facts, restarts=0))
+        self.facts = msgspec.structs.replace(self.facts, restarts=0)
         try:
             while await self._one_life(command, environment):
                 self._tell(

@@ -17,6 +17,7 @@ from rbee.host.units.facts import CLD_EXITED, CLD_KILLED, UnitFacts
 from rbee.host.units.notify_socket import NotifySocket, microseconds
 
 MOST_LINES = 2000
+EXIT_EXEC = 203  # systemd.exec(5): the program could not be executed
 _MOST_LINE_BYTES = 16384
 _PR_SET_PDEATHSIG = 1
 _CLEAN_SIGNALS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE})
@@ -59,50 +60,59 @@ class ChildLife:
     async def run(self, command: Sequence[str], environment: Mapping[str, str]) -> UnitFacts:
         """Start ``command``, supervise it to its end, and return the facts of the end (inactive or failed)."""
         invocation = uuid.uuid4().hex
-        self._set(
-            active_state="activating", sub_state="start", invocation_id=invocation, result="success", main_pid=0,
-            status_text="", exec_code=0, exec_status=0, load_state="loaded",
-            inactive_exit_monotonic_us=_now_us(), active_enter_monotonic_us=0,
-        )  # fmt: skip
+        began_us = _now_us()
         notify = NotifySocket(self._on_notify)
         try:
-            return await self._run(command, environment, invocation, notify)
+            process, why = await self._spawn(command, environment, invocation, notify)
+            self._set(
+                active_state="activating", sub_state="start", invocation_id=invocation, result="success",
+                main_pid=0 if process is None else process.pid, status_text=why, exec_code=0, exec_status=0,
+                load_state="loaded", inactive_exit_monotonic_us=began_us, active_enter_monotonic_us=0, job_result="",
+            )  # fmt: skip
+            return self._ended(EXIT_EXEC) if process is None else await self._run(process, notify)
         finally:
             notify.close()
 
-    async def _run(
+    async def _spawn(
         self, command: Sequence[str], environment: Mapping[str, str], invocation: str, notify: NotifySocket
-    ) -> UnitFacts:
-        self._process = await asyncio.create_subprocess_exec(
-            *command,
-            env={
-                **environment,
-                "NOTIFY_SOCKET": notify.address,
-                "WATCHDOG_USEC": str(int(self._settings.watchdog_s * 1e6)),
-                "INVOCATION_ID": invocation,
-            },
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,  # Ctrl+C in a terminal is for the hive, which stops its workers in order
-            preexec_fn=_end_with_parent(os.getpid()),
-        )
-        notify.pid = self._process.pid
-        self._set(main_pid=self._process.pid)
+    ) -> tuple[asyncio.subprocess.Process | None, str]:
+        """The process, or None and why the program cannot be executed."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env={
+                    **environment,
+                    "NOTIFY_SOCKET": notify.address,
+                    "WATCHDOG_USEC": str(int(self._settings.watchdog_s * 1e6)),
+                    "INVOCATION_ID": invocation,
+                },
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,  # Ctrl+C in a terminal is for the hive, which stops its workers in order
+                preexec_fn=_end_with_parent(os.getpid()),
+            )
+        except OSError as error:
+            return None, f"cannot be executed: {error.strerror}"
+        return process, ""
+
+    async def _run(self, process: asyncio.subprocess.Process, notify: NotifySocket) -> UnitFacts:
+        self._process = process
+        notify.pid = process.pid
         self._deadline = time.monotonic() + self._settings.start_limit_s
         if self._stopping:
             self._begin_stop()
-        reading = asyncio.create_task(self._read_lines(self._process), name=f"output of {self.facts.worker_id}")
+        reading = asyncio.create_task(self._read_lines(process), name=f"output of {self.facts.worker_id}")
         try:
-            code = await self._supervise(self._process)
+            code = await self._supervise(process)
             async with asyncio.timeout(1.0):
                 await reading
         except TimeoutError:
             reading.cancel()  # a grandchild holds the pipe open
         finally:
-            if self._process.returncode is None:
-                self._process.kill()
-                await self._process.wait()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
         return self._ended(code)

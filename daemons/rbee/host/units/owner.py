@@ -1,6 +1,7 @@
 """An owner of background tasks: it names them, cancels and awaits them, and is told when one dies of a defect."""
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -15,13 +16,19 @@ class TaskOwner:
     def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
         self._on_failure = on_failure
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run ``work`` until it ends or the owner closes."""
-        task = asyncio.create_task(work, name=name)
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run ``work`` until it ends or the owner closes; a closed owner starts nothing.
+
+        The context is an empty one: what outlives a request does not carry its correlation id.
+        """
+        if self._closed:
+            work.close()
+            return
+        task = asyncio.get_running_loop().create_task(work, name=name, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -30,6 +37,7 @@ class TaskOwner:
 
     async def close(self) -> None:
         """Cancel every task and wait until each has ended."""
+        self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
