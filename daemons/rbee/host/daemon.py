@@ -5,12 +5,14 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol
 
 import uvloop
 
 from rbee.host.notify import Notifier
+from rbee.wire import context
 from rbee.wire.errors import ConfigError, ProviderUnavailable, RbeeError
 from rbee.wire.log import log
 
@@ -49,25 +51,46 @@ def run_daemon(make: Callable[[Notifier], Awaitable[Daemon]], *, debug: bool = F
     READY=1. The sentence of an error that ends it goes to the log and to STATUS=, which `systemctl status` shows.
     """
     notifier = Notifier.from_environment()
+    life = str(uuid.uuid4())
     try:
-        return uvloop.run(_run(make, notifier), debug=debug)
+        return uvloop.run(_run(make, notifier, life), debug=debug)
     except ConfigError as error:
-        return _ended(notifier, error, EXIT_CONFIG)
+        return _ended(notifier, error, EXIT_CONFIG, life)
     except ProviderUnavailable as error:
-        return _ended(notifier, error, EXIT_UNAVAILABLE)
+        return _ended(notifier, error, EXIT_UNAVAILABLE, life)
     except RbeeError as error:
-        return _ended(notifier, error, EXIT_FAILURE)
+        return _ended(notifier, error, EXIT_FAILURE, life)
     finally:
         notifier.close()
 
 
-def _ended(notifier: Notifier, error: RbeeError, code: int) -> int:
+@contextlib.contextmanager
+def _of_life(life: str) -> Iterator[None]:
+    """Records within carry the correlation id of this life: its configuration's load and reloads are one chain."""
+    token = context.correlation_id.set(life)
+    try:
+        yield
+    finally:
+        context.correlation_id.reset(token)
+
+
+def _ended(notifier: Notifier, error: RbeeError, code: int, life: str) -> int:
     notifier.status(error.message, force=True)
-    log(LOGGER, logging.ERROR, error.message, code=error.code, event="startup_failed", exit_status=code)
+    log(
+        LOGGER,
+        logging.ERROR,
+        error.message,
+        code=error.code,
+        event="startup_failed",
+        exit_status=code,
+        field=error.details.get("field"),
+        error_kind=error.details.get("error_kind"),
+        correlation_id=life,
+    )
     return code
 
 
-async def _run(make: Callable[[Notifier], Awaitable[Daemon]], notifier: Notifier) -> int:
+async def _run(make: Callable[[Notifier], Awaitable[Daemon]], notifier: Notifier, life: str) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -75,9 +98,10 @@ async def _run(make: Callable[[Notifier], Awaitable[Daemon]], notifier: Notifier
     hang_up = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, hang_up.set)
 
-    daemon = await make(notifier)
+    with _of_life(life):
+        daemon = await make(notifier)
     watchdog = asyncio.create_task(_feed_watchdog(daemon, notifier), name="watchdog")
-    reloads = asyncio.create_task(_reload_on_signal(daemon, notifier, hang_up), name="reload")
+    reloads = asyncio.create_task(_reload_on_signal(daemon, notifier, hang_up, life), name="reload")
     try:
         return await _until_stopped(daemon, stop)
     finally:
@@ -125,21 +149,26 @@ async def _feed_watchdog(daemon: Daemon, notifier: Notifier) -> None:
         await asyncio.sleep(interval)
 
 
-async def _reload_on_signal(daemon: Daemon, notifier: Notifier, hang_up: asyncio.Event) -> None:
+async def _reload_on_signal(daemon: Daemon, notifier: Notifier, hang_up: asyncio.Event, life: str) -> None:
     while True:
         await hang_up.wait()
         hang_up.clear()
         notifier.reloading()
-        try:
-            async with asyncio.timeout(_RELOAD_LIMIT_S):
-                await daemon.reload()
-        except (RbeeError, TimeoutError) as error:
-            reason = error.message if isinstance(error, RbeeError) else "it took too long"
-            log(LOGGER, logging.ERROR, "reload refused, the old configuration stays in force", why=reason)
-            notifier.ready(f"reload refused: {reason}")
-        else:
-            log(LOGGER, logging.INFO, "reloaded")
-            notifier.ready(daemon.summary())
+        with _of_life(life):
+            notifier.ready(await _reload(daemon))
+
+
+async def _reload(daemon: Daemon) -> str:
+    """Reload, and return the STATUS= line: the daemon's own, or why the reload was refused."""
+    try:
+        async with asyncio.timeout(_RELOAD_LIMIT_S):
+            await daemon.reload()
+    except (RbeeError, TimeoutError) as error:
+        reason = error.message if isinstance(error, RbeeError) else "it took too long"
+        log(LOGGER, logging.ERROR, "reload refused, the old configuration stays in force", why=reason)
+        return f"reload refused: {reason}"
+    log(LOGGER, logging.INFO, "reloaded")
+    return daemon.summary()
 
 
 def exit_process(code: int) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import ipaddress
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from rbee.wire.auth import TokenVerifier
 from rbee.wire.errors import ConfigError
+from rbee.wire.log import log
 
+LOGGER = logging.getLogger(__name__)
 LISTEN_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 _FIRST_FD = 3
 
@@ -121,9 +124,15 @@ def is_loopback(bound: socket.socket) -> bool:
 
 
 def refuse_public_without_token(sockets: Sequence[socket.socket], verifier: TokenVerifier) -> None:
-    """Raise ConfigError when one of ``sockets`` is not loopback and no token is configured."""
-    if verifier.empty and not all(is_loopback(bound) for bound in sockets):
+    """Raise ConfigError when one of ``sockets`` is not loopback and no token is configured.
+
+    On loopback alone that is the development mode, which is said once.
+    """
+    if not verifier.empty:
+        return
+    if not all(is_loopback(bound) for bound in sockets):
         raise ConfigError(
             "a public address without a token: anybody could use this daemon: "
             "configure its token ('rbee credentials init') or listen on 127.0.0.1"
         )
+    log(LOGGER, logging.WARNING, "development mode: no token is configured, every caller on this machine is trusted")
