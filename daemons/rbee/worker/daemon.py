@@ -53,7 +53,6 @@ class WorkerDaemon:
         self._loader = loader
         self._verifier = TokenVerifier({})
         self._load_token(definition)
-        refuse_public_without_token(sockets, self._verifier)
         metrics = WorkerMetrics()
         self.service = WorkerService(definition, board, metrics, RunningRequests(definition.spec.slots, metrics.ended))
         admins = PeerAdmins(frozenset(definition.defaults.admin_users))
@@ -140,7 +139,9 @@ class WorkerDaemon:
 
     def _load_token(self, definition: Definition) -> None:
         secret = find_secret(TOKEN_NAME, definition.token_file)
-        self._verifier.replace({Role.API: [secret] if secret is not None else []})
+        tokens = {Role.API: [secret] if secret is not None else []}
+        refuse_public_without_token(self._sockets, TokenVerifier(tokens))
+        self._verifier.replace(tokens)
 
     def _count(self, loaded: LoadedModel) -> None:
         metrics, definition = self.service.metrics, self._definition
