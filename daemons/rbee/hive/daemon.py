@@ -67,7 +67,6 @@ class HiveDaemon:
         self._tasks = TaskOwner(self._on_failure)
         self._verifier = TokenVerifier({})
         self._put_tokens(self._config)
-        refuse_public_without_token(self._sockets, self._verifier)
         registry = CollectorRegistry()
         self._metrics = HiveMetrics(registry)
         config = self._config
@@ -289,7 +288,9 @@ class HiveDaemon:
         file = config.paths.config_dir / config.tokens.hive_api_token if config.tokens.hive_api_token else None
         secret = find_secret("hive_api_token", file)
         _callback_token(config)  # a wrong file is an error before anything changes
-        self._verifier.replace({Role.API: [secret] if secret is not None else []})
+        tokens = {Role.API: [secret] if secret is not None else []}
+        refuse_public_without_token(self._sockets, TokenVerifier(tokens))
+        self._verifier.replace(tokens)
 
     # What happens.
 
