@@ -1,0 +1,202 @@
+"""The hive on a real systemd and D-Bus: what it knows of its workers, whatever happens to bus, systemd or itself."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.machines.testbed import Machine, Network, wait_until
+from tests.machines.testbed.project import Installation
+
+HIVE = "/run/rbee/hive.sock"
+QUEEN = "/run/rbee/queen.sock"
+MODEL = "/var/lib/rbee/models/tiny-tensor"
+WORKERS = ("w1", "w2", "w3")
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def node(installation: Installation) -> Iterator[Machine]:
+    with Network() as network:
+        machine = network.add("node", layers=installation.layers())
+        machine.write("/etc/rbee/hive.yaml", "health_interval_s: 1\nqueen: {callback_url: 'http://127.0.0.1:8080'}\n")
+        for worker in WORKERS:
+            machine.write(f"/etc/rbee/workers/{worker}.yaml", f"model: {MODEL}\n")
+        machine.systemctl("start", "rbee-queen.service", "rbee-hive.service")
+        yield machine
+
+
+@pytest.fixture(autouse=True)
+def all_stopped(node: Machine) -> Iterator[None]:
+    yield
+    units = [f"rbee-worker@{worker}" for worker in WORKERS]
+    node.systemctl("stop", "rbee-worker@*")
+    node.systemctl("reset-failed", *units, check=False)
+    wait_until(lambda: all(row["state"] == "stopped" for row in rows(node).values()), "all workers are stopped")
+
+
+def rows(node: Machine, where: str = HIVE) -> dict[str, Row]:
+    path = "/v1/workers/list" if where == HIVE else "/v2/workers/list"
+    answer = node.http("GET", where, path)
+    assert answer.status == 200, answer.body
+    return {row["worker_id"]: row for row in json.loads(answer.body)["workers"]}
+
+
+def state(node: Machine, worker: str, where: str = HIVE) -> str | None:
+    return rows(node, where).get(worker, {}).get("state")
+
+
+def until(node: Machine, worker: str, wanted: str, where: str = HIVE, limit: float = 30) -> Row:
+    wait_until(lambda: state(node, worker, where) == wanted, f"{worker} is {wanted} at {where}", limit)
+    return rows(node, where)[worker]
+
+
+def metric(node: Machine, name: str) -> float:
+    answer = node.http("GET", HIVE, "/metrics")
+    for line in answer.body.decode().splitlines():
+        if line.startswith(name + " "):
+            return float(line.split()[1])
+    raise AssertionError(f"there is no metric {name}")
+
+
+def metrics_pass(node: Machine, name: str) -> Callable[[], bool]:
+    before = metric(node, name)
+    return lambda: metric(node, name) > before
+
+
+def start(node: Machine, *workers: str) -> None:
+    node.systemctl("start", *(f"rbee-worker@{worker}" for worker in workers))
+    for worker in workers:
+        until(node, worker, "idle")
+
+
+def test_an_operators_start_is_as_good_as_ours(node: Machine) -> None:
+    start(node, "w1")
+    row, unit = rows(node)["w1"], node.unit("rbee-worker@w1")
+    assert row["pid"] == int(unit["MainPID"])
+    assert row["invocation_id"] == unit["InvocationID"]
+    assert row["url"].startswith("http://127.0.0.1:")
+    assert until(node, "w1", "idle", QUEEN)["invocation_id"] == row["invocation_id"]
+    node.systemctl("stop", "rbee-worker@w1")
+    assert until(node, "w1", "stopped")["url"] is None
+    until(node, "w1", "stopped", QUEEN)
+
+
+def test_readiness_is_heard_in_milliseconds_and_told_once(node: Machine) -> None:
+    told = metric(node, 'rbee_hive_worker_ready_callbacks_total{status="success"}')
+    count, total = (metric(node, f"rbee_hive_ready_signal_seconds_{part}") for part in ("count", "sum"))
+    for _ in range(10):
+        start(node, "w1")
+        node.systemctl("stop", "rbee-worker@w1")
+        until(node, "w1", "stopped")
+    heard = metric(node, "rbee_hive_ready_signal_seconds_count") - count
+    assert heard == 10
+    assert (metric(node, "rbee_hive_ready_signal_seconds_sum") - total) / heard < 0.05
+    assert metric(node, 'rbee_hive_worker_ready_callbacks_total{status="success"}') - told == 10
+
+
+def test_spawn_and_stop_by_the_unprivileged_hive(node: Machine) -> None:
+    order = {"worker_id": "spawned", "model_ref": f"file://{MODEL}"}
+    answer = node.http("POST", HIVE, "/v1/workers/spawn", json_body=order)
+    assert answer.status == 202, answer.body
+    assert json.loads(answer.body)["state"] == "loading"
+    until(node, "spawned", "idle")
+    again = node.http("POST", HIVE, "/v1/workers/spawn", json_body=order)
+    assert again.status == 200
+    stop = node.http("DELETE", HIVE, "/v1/workers/spawned?forget=true")
+    assert stop.status == 202, stop.body
+    wait_until(lambda: state(node, "spawned") in (None, "stopped"), "the spawned worker is stopped")
+    assert not node.path("/var/lib/rbee/workers/spawned.yaml").exists()
+    wait_until(lambda: "spawned" not in rows(node), "the spawned worker is forgotten")
+
+
+def test_a_kill_from_outside_is_a_crash_and_heals(node: Machine) -> None:
+    start(node, "w1")
+    life = rows(node)["w1"]
+    began = time.monotonic()
+    node.run(["kill", "-KILL", str(life["pid"])])
+    row = until(node, "w1", "failed", limit=1.0)
+    assert time.monotonic() - began < 1.0
+    assert (row["reason"], row["exit_signal"], row["pid"]) == ("crashed: SIGKILL", 9, life["pid"])
+    until(node, "w1", "idle")
+    assert rows(node)["w1"]["invocation_id"] != life["invocation_id"]
+
+
+def test_a_wrong_definition_is_said_and_not_tried_again(node: Machine) -> None:
+    node.write("/etc/rbee/workers/wrong.yaml", "model: /nowhere\nslots: many\n")
+    node.systemctl("start", "rbee-worker@wrong", check=False)
+    row = until(node, "wrong", "failed")
+    assert row["exit_status"] == 78
+    assert row["restarts"] == 0
+    assert "wrong.yaml:2: slots" in row["status_text"]
+    node.path("/etc/rbee/workers/wrong.yaml").unlink()
+    node.systemctl("reset-failed", "rbee-worker@wrong")
+    wait_until(lambda: "wrong" not in rows(node), "the worker without a definition is forgotten")
+
+
+def test_daemon_reload_is_no_news(node: Machine) -> None:
+    start(node, *WORKERS)
+    time.sleep(1.5)
+    before = {worker: (row["since_unix"], row["revision"]) for worker, row in rows(node).items()}
+    for _ in range(3):
+        node.systemctl("daemon-reload")
+    time.sleep(0.5)
+    after = {worker: (row["since_unix"], row["revision"]) for worker, row in rows(node).items()}
+    assert after == before
+
+
+def test_daemon_reexec_loses_nothing(node: Machine) -> None:
+    start(node, "w1")
+    life = rows(node)["w1"]["invocation_id"]
+    node.systemctl("daemon-reexec")
+    node.systemctl("start", "rbee-worker@w2")
+    until(node, "w2", "idle", limit=5)
+    assert rows(node)["w1"]["invocation_id"] == life
+    node.systemctl("stop", "rbee-worker@w1")
+    until(node, "w1", "stopped", limit=5)
+
+
+def test_a_lost_bus_loses_nothing(node: Machine) -> None:
+    start(node, "w1")
+    healed = metrics_pass(node, "rbee_hive_bus_reconnects_total")
+    pid = node.unit("dbus.service")["MainPID"]
+    w1 = rows(node)["w1"]["pid"]
+    node.run(["sh", "-c", f"kill -KILL {pid}; kill -TERM {w1}"])
+    wait_until(healed, "the hive is on the new bus", 5)
+    until(node, "w1", "stopped", limit=5)
+    node.systemctl("start", "rbee-worker@w2")
+    until(node, "w2", "idle", limit=5)
+
+
+def test_a_killed_hive_finds_its_workers_again(node: Machine) -> None:
+    start(node, *WORKERS)
+    lives = {worker: rows(node)[worker]["invocation_id"] for worker in WORKERS}
+    node.systemctl("kill", "--signal=KILL", "rbee-hive")
+    wait_until(lambda: node.unit("rbee-hive")["ActiveState"] == "activating", "the hive died", 5, 0.01)
+    node.wait_for_unit("rbee-hive", limit=10)
+    began = time.monotonic()
+    wait_until(lambda: {w: r["invocation_id"] for w, r in rows(node).items() if r["state"] == "idle"} == lives, "whole")
+    assert time.monotonic() - began < 2.0
+    for worker in WORKERS:
+        until(node, worker, "idle", QUEEN, limit=2)
+
+
+def test_a_killed_queen_is_told_everything_again(node: Machine) -> None:
+    start(node, *WORKERS)
+    node.systemctl("kill", "--signal=KILL", "rbee-queen")
+    wait_until(lambda: node.unit("rbee-queen")["ActiveState"] == "activating", "the queen died", 5, 0.01)
+    node.wait_for_unit("rbee-queen", limit=10)
+    began = time.monotonic()
+    for worker in WORKERS:
+        until(node, worker, "idle", QUEEN, limit=2)
+    assert time.monotonic() - began < 2.0
+
+
+def test_the_hive_is_small_and_its_status_says_how_it_is(node: Machine) -> None:
+    start(node, *WORKERS)
+    wait_until(lambda: "3 workers ready; queen reachable" in node.unit("rbee-hive")["StatusText"], "status", 5)
+    pid = node.unit("rbee-hive")["MainPID"]
+    resident = next(line for line in node.read(f"/proc/{pid}/status").splitlines() if line.startswith("VmRSS"))
+    assert int(resident.split()[1]) <= 60 * 1024
