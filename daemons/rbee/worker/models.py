@@ -70,6 +70,7 @@ def _generator(
     from rbee.worker.engine.chat import ChatTemplate, special_tokens
     from rbee.worker.engine.decoder import Decoder, device_name, read_layout
     from rbee.worker.engine.generate import SequentialGenerator
+    from rbee.worker.engine.sampling import default_sampling
     from rbee.worker.engine.tokenise import load_tokenizer
 
     spec = definition.spec
@@ -84,4 +85,5 @@ def _generator(
         eos_ids=facts.eos_ids,
         context_length=min(lengths) if lengths else None,
         template=template,
+        sampling=default_sampling(folder.facts.config("generation_config.json")),
     )

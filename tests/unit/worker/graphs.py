@@ -46,3 +46,24 @@ def decoder_like(path: Path, past: str = "past_key_values.0.key", present: str =
     inputs = [value("input_ids", TensorProto.INT64, "batch", "length"), value(past, TensorProto.FLOAT16, *shape)]
     outputs = [value("logits", TensorProto.FLOAT, "batch", "length"), value(present, TensorProto.FLOAT16, *shape)]
     return save(path, nodes, inputs, outputs)
+
+
+def endless(path: Path) -> Path:
+    """count int64 [1] -> y: a loop that multiplies a matrix ``count`` times; with a large count it takes minutes."""
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["state", "w"], ["next"]),
+            helper.make_node("Identity", ["go"], ["go_on"]),
+        ],
+        "body",
+        [value("i", TensorProto.INT64), value("go", TensorProto.BOOL), value("state", TensorProto.FLOAT, 128, 128)],
+        [value("go_on", TensorProto.BOOL), value("next", TensorProto.FLOAT, 128, 128)],
+    )
+    eye = np.eye(128, dtype=np.float32)
+    nodes = [
+        helper.make_node("Squeeze", ["count"], ["trips"]),
+        helper.make_node("Loop", ["trips", "", "w"], ["last"], body=body),
+        helper.make_node("ReduceSum", ["last"], ["y"], keepdims=0),
+    ]
+    inputs = [value("count", TensorProto.INT64, 1)]
+    return save(path, nodes, inputs, [value("y", TensorProto.FLOAT)], (("w", eye),))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from tests.unit.worker import graphs
 
 from rbee.wire.errors import ConfigError
 from rbee.wire.worker_spec import Task
@@ -18,7 +19,6 @@ from rbee.worker.engine.folder import read_folder, read_through, resolve_folder
 from rbee.worker.engine.onnx_file import read_graph
 from rbee.worker.engine.recognise import recognise
 from rbee.worker.engine.tokenise import length_rule
-from tests.unit.worker import graphs
 
 
 def write(folder: Path, **files: object) -> None:

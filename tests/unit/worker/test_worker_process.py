@@ -9,7 +9,6 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-
 from tests.unit.worker.process import define, read_events, serving, spawned
 
 GREEDY = {"prompt": "What is a hive?", "temperature": 0, "max_tokens": 24}
@@ -86,9 +85,7 @@ async def test_a_wrong_definition_ends_with_78_and_says_where(
     ("model", "sentence"),
     [("faulty-broken-file", "model.onnx"), ("faulty-outside-data", "leads outside its folder")],
 )
-async def test_a_model_that_cannot_be_loaded_says_why(
-    tmp_path: Path, models: Path, model: str, sentence: str
-) -> None:
+async def test_a_model_that_cannot_be_loaded_says_why(tmp_path: Path, models: Path, model: str, sentence: str) -> None:
     define(tmp_path, model=str(models / model))
     async with spawned(tmp_path) as worker:
         assert await worker.process.wait() == 78

@@ -9,21 +9,34 @@ from rbee.wire.http.server import json_response
 from rbee.worker.api.events import BoundedStream
 from rbee.worker.api.generation import Generation, Prompt, Wanted, generation, generator_of
 from rbee.worker.api.messages import Message, plain_messages
-from rbee.worker.api.parameters import MaxTokens, Seed, Stops, Temperature, TopK, TopP, read_parameters, stops_of
+from rbee.worker.api.parameters import (
+    MaxTokens,
+    Seed,
+    Stops,
+    Temperature,
+    TopK,
+    TopP,
+    read_parameters,
+    sampling_of,
+    stops_of,
+)
 from rbee.worker.engine.sampling import SamplingParams
 from rbee.worker.service import REQUEST_ID_HEADER, WorkerService
 
 
 class InferenceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/inference: ``prompt`` or ``messages``. ``temperature`` 0 is greedy."""
+    """The body of POST /v1/inference: ``prompt`` or ``messages``. ``temperature`` 0 is greedy.
+
+    Sampling that is not given is the model's own (generation_config.json).
+    """
 
     prompt: str | list[int] | None = None
     messages: list[Message] | None = None
     model: str | None = None
     max_tokens: MaxTokens | None = None
-    temperature: Temperature = 1.0
-    top_p: TopP = 1.0
-    top_k: TopK = 0
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     seed: Seed | None = None
     stop: Stops | None = None
     stream: bool = True
@@ -37,10 +50,10 @@ class InferenceRoutes:
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/inference: SSE started, token..., metrics, then one end or error, then [DONE]."""
-        generator_of(self._service)
+        generator = generator_of(self._service)
         body = await read_parameters(request, InferenceBody)
         self._service.check_model(body.model)
-        wanted = _wanted(body)
+        wanted = _wanted(body, generator.default_sampling)
         if not body.stream:
             return await self._whole(request, wanted)
         return await self._streamed(request, wanted)
@@ -87,9 +100,9 @@ class InferenceRoutes:
         return [("metrics", found.measures), ("end", end)]
 
 
-def _wanted(body: InferenceBody) -> Wanted:
+def _wanted(body: InferenceBody, default: SamplingParams) -> Wanted:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("give either 'prompt' or 'messages'", details={"field": "prompt"}, param="prompt")
     messages = plain_messages(body.messages) if body.messages is not None else None
-    sampling = SamplingParams(body.temperature, body.top_p, body.top_k, body.seed)
+    sampling = sampling_of(body, default)
     return Wanted(Prompt(body.prompt, messages), body.max_tokens, sampling, stops_of(body.stop))

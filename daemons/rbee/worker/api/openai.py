@@ -17,8 +17,17 @@ from rbee.wire.http.server import json_response
 from rbee.worker.api.events import BoundedStream
 from rbee.worker.api.generation import Generation, Prompt, Wanted, generation, generator_of
 from rbee.worker.api.messages import Message, plain_messages
-from rbee.worker.api.parameters import MaxTokens, Seed, Stops, Temperature, TopK, TopP, read_parameters, stops_of
-from rbee.worker.engine.sampling import SamplingParams
+from rbee.worker.api.parameters import (
+    MaxTokens,
+    Seed,
+    Stops,
+    Temperature,
+    TopK,
+    TopP,
+    read_parameters,
+    sampling_of,
+    stops_of,
+)
 from rbee.worker.service import REQUEST_ID_HEADER, WorkerService
 
 COMPLETION_MAX_TOKENS = 16
@@ -38,9 +47,9 @@ class ChatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str | None = None
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
-    temperature: Temperature = 1.0
-    top_p: TopP = 1.0
-    top_k: TopK = 0
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     seed: Seed | None = None
     stop: Stops | None = None
     stream: bool = False
@@ -53,9 +62,9 @@ class CompletionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt: str | list[int | str]
     model: str | None = None
     max_tokens: MaxTokens = COMPLETION_MAX_TOKENS
-    temperature: Temperature = 1.0
-    top_p: TopP = 1.0
-    top_k: TopK = 0
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     seed: Seed | None = None
     stop: Stops | None = None
     stream: bool = False
@@ -163,7 +172,7 @@ class OpenAiRoutes:
         self._service.check_model(body.model)
         if body.stream_options is not None and not body.stream:
             raise InvalidRequest("stream_options goes with stream: true only", param="stream_options")
-        sampling = SamplingParams(body.temperature, body.top_p, body.top_k, body.seed)
+        sampling = sampling_of(body, generator_of(self._service).default_sampling)
         wanted = Wanted(prompt, limit, sampling, stops_of(body.stop))
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage

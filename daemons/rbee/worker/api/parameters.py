@@ -1,7 +1,7 @@
 """Reads a body strictly: a parameter that is not honoured is refused by its name, never ignored."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from rbee.wire.errors import UnsupportedParameter
 from rbee.wire.http.server import decode_body, read_json
+from rbee.worker.engine.sampling import SamplingParams
 
 Temperature = Annotated[float, Meta(ge=0, le=10)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
@@ -59,6 +60,32 @@ async def read_parameters(request: web.Request, kind: type[T]) -> T:
 
 def _is_neutral(name: str, value: object) -> bool:
     return any(value == neutral and type(value) is type(neutral) for neutral in NEUTRAL.get(name, ()))
+
+
+class SamplingBody(Protocol):
+    """A body whose sampling parameters may each be absent."""
+
+    @property
+    def temperature(self) -> float | None: ...
+
+    @property
+    def top_p(self) -> float | None: ...
+
+    @property
+    def top_k(self) -> int | None: ...
+
+    @property
+    def seed(self) -> int | None: ...
+
+
+def sampling_of(body: SamplingBody, default: SamplingParams) -> SamplingParams:
+    """What the request says; the model's own ``default`` for what it leaves open."""
+    return SamplingParams(
+        temperature=default.temperature if body.temperature is None else body.temperature,
+        top_p=default.top_p if body.top_p is None else body.top_p,
+        top_k=default.top_k if body.top_k is None else body.top_k,
+        seed=body.seed,
+    )
 
 
 def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:

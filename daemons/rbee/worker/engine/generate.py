@@ -67,6 +67,7 @@ class SequentialGenerator:
         eos_ids: frozenset[int],
         context_length: int | None,
         template: ChatTemplate | None,
+        sampling: SamplingParams,
     ) -> None:
         self._decoder = decoder
         self._tokenizer = tokenizer
@@ -74,6 +75,12 @@ class SequentialGenerator:
         self._eos_ids = eos_ids
         self._context_length = context_length or DEFAULT_CONTEXT
         self._template = template
+        self._sampling = sampling
+
+    @property
+    def default_sampling(self) -> SamplingParams:
+        """How tokens are chosen where a request does not say."""
+        return self._sampling
 
     @property
     def context_length(self) -> int:

@@ -49,6 +49,11 @@ class Generator(Protocol):
     """Generates text. Cancelling the task that reads a stream stops it within one step."""
 
     @property
+    def default_sampling(self) -> SamplingParams:
+        """How tokens are chosen where a request does not say."""
+        ...
+
+    @property
     def context_length(self) -> int:
         """Tokens that prompt and completion may have together."""
 

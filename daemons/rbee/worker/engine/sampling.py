@@ -1,6 +1,8 @@
 """Chooses the next token from a model's scores: greedy, or by temperature, top-k and top-p with a seed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,19 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None
+
+
+def default_sampling(generation_config: Mapping[str, Any]) -> SamplingParams:
+    """What a model's own generation_config.json asks for where a request does not say; ``do_sample`` false is greedy."""
+    if generation_config.get("do_sample") is False:
+        return SamplingParams(temperature=0.0)
+    temperature, top_p = generation_config.get("temperature"), generation_config.get("top_p")
+    top_k = generation_config.get("top_k")
+    return SamplingParams(
+        temperature=float(temperature) if isinstance(temperature, int | float) and temperature >= 0 else 1.0,
+        top_p=float(top_p) if isinstance(top_p, int | float) and 0 < top_p <= 1 else 1.0,
+        top_k=top_k if isinstance(top_k, int) and top_k >= 0 else 0,
+    )
 
 
 class Sampler:

@@ -40,8 +40,7 @@ def to_array(name: str, datatype: str, shape: Sequence[int], data: object) -> Ar
     count = _count(name, shape)
     dtype = numpy_type(element)
     try:
-        seen = np.asarray(data)
-        if seen.size and seen.dtype.kind not in KINDS[dtype.kind]:
+        if not _fits(np.asarray(data), data, dtype.kind):
             raise _invalid(name, f"the data is not {datatype}")
         values = np.asarray(data, dtype=dtype)
     except (ValueError, TypeError, OverflowError):
@@ -51,6 +50,16 @@ def to_array(name: str, datatype: str, shape: Sequence[int], data: object) -> Ar
     if values.ndim > 1 and list(values.shape) != list(shape):
         raise _invalid(name, f"the data is nested as {list(values.shape)} and the shape is {list(shape)}")
     return values.reshape(tuple(shape))
+
+
+def _fits(seen: Array, data: object, kind: str) -> bool:
+    """Whether JSON values that NumPy reads as ``seen`` may become ``kind`` without loss of meaning."""
+    if not seen.size or seen.dtype.kind in KINDS[kind]:
+        return True
+    if kind not in "iu" or seen.dtype.kind not in "fO":
+        return False
+    # integers on both sides of 2**63 are read as floats or objects: look at each
+    return all(type(each) is int for each in np.asarray(data, dtype=object).ravel())
 
 
 def _count(name: str, shape: Sequence[int]) -> int:

@@ -1,0 +1,295 @@
+"""Sessions and models on the real runtime, without HTTP."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+from tests.unit.worker import graphs
+
+from rbee.wire.errors import ConfigError, InvalidRequest
+from rbee.wire.worker_spec import Backend
+from rbee.worker.engine.cuda_advice import advise
+from rbee.worker.engine.decoder import Cache, Decoder, read_layout, run_options
+from rbee.worker.engine.embed import Embedder, plan_batches
+from rbee.worker.engine.folder import read_folder
+from rbee.worker.engine.generate import SequentialGenerator
+from rbee.worker.engine.generation import Finished, FinishReason, GenerateRequest, Piece
+from rbee.worker.engine.recognise import recognise
+from rbee.worker.engine.runtime import thread_count
+from rbee.worker.engine.sampling import SamplingParams
+from rbee.worker.engine.sessions import DeviceSpec, Runner, create_session, cuda_options, run_session
+from rbee.worker.engine.tensor import NamedTensor, TensorModel, to_array
+from rbee.worker.engine.tokenise import length_rule, load_tokenizer
+
+CPU = DeviceSpec(Backend.CPU, threads=1)
+GREEDY = SamplingParams(temperature=0.0)
+
+
+@pytest.fixture
+async def runner() -> AsyncIterator[Runner]:
+    found = Runner(2)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def generator(models: Path, runner: Runner) -> SequentialGenerator:
+    folder = read_folder(models / "bee-talk")
+    facts = recognise(folder.facts)
+    decoder = Decoder(create_session(folder.model_file, CPU), read_layout(folder.facts), "cpu", 0)
+    tokenizer, _ = load_tokenizer(folder.path)
+    return SequentialGenerator(
+        decoder, tokenizer, runner, eos_ids=facts.eos_ids, context_length=facts.context_length, template=None
+    )
+
+
+async def text_of(generator: SequentialGenerator, request: GenerateRequest) -> tuple[str, Finished]:
+    items = [item async for item in generator.stream(request)]
+    assert isinstance(items[-1], Finished)
+    return "".join(item.text for item in items if isinstance(item, Piece)), items[-1]
+
+
+async def test_decoding_with_the_cache_equals_reading_the_whole_text(models: Path) -> None:
+    folder = read_folder(models / "bee-talk")
+    decoder = Decoder(create_session(folder.model_file, CPU), read_layout(folder.facts), "cpu", 0)
+    tokens, options = list(range(20, 60)), run_options()
+    cache, steps = Cache(), []
+    for token in tokens:
+        steps.append(decoder.advance(cache, [token], options))
+    assert cache.length == len(tokens)
+    for end in (1, 7, len(tokens)):
+        whole = decoder.advance(Cache(), tokens[:end], options)
+        assert np.abs(whole - steps[end - 1]).max() < 1e-3
+        assert whole.argmax() == steps[end - 1].argmax()
+
+
+async def test_a_prompt_longer_than_a_chunk_is_read_whole(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = read_folder(models / "bee-talk")
+    decoder = Decoder(create_session(folder.model_file, CPU), read_layout(folder.facts), "cpu", 0)
+    tokens, options = list(range(20, 120)), run_options()
+    at_once = decoder.advance(Cache(), tokens, options)
+    monkeypatch.setattr("rbee.worker.engine.decoder.PREFILL_CHUNK", 7)
+    assert np.abs(decoder.advance(Cache(), tokens, options) - at_once).max() < 1e-3
+
+
+async def test_greedy_text_is_the_models_own_and_ends_where_it_ends(generator: SequentialGenerator) -> None:
+    prompt = await generator.encode("<|user|>\nWhat is a hive?<|end|>\n<|assistant|>\n")
+    text, finished = await text_of(generator, GenerateRequest(prompt, 200, GREEDY))
+    assert text.startswith("The hive reports the facts of its machine and does what the queen tells it.")
+    assert finished.reason is FinishReason.STOP
+    cut, finished = await text_of(generator, GenerateRequest(prompt, 5, GREEDY))
+    assert text.startswith(cut)
+    assert finished == Finished(FinishReason.LENGTH, 5)
+
+
+async def test_a_stop_string_ends_the_text_before_it(generator: SequentialGenerator) -> None:
+    prompt = await generator.encode("What is a hive?")
+    text, finished = await text_of(generator, GenerateRequest(prompt, 100, GREEDY, (" machine and",)))
+    assert text == "The hive reports the facts of its"
+    assert finished.reason is FinishReason.STOP
+
+
+async def test_a_seed_repeats_and_texts_may_run_side_by_side(generator: SequentialGenerator) -> None:
+    prompt = await generator.encode("What is a hive?")
+    wild = [SamplingParams(temperature=8.0, seed=seed) for seed in (1, 1, 2)]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(text_of(generator, GenerateRequest(prompt, 20, params))) for params in wild]
+    first, again, other = (task.result()[0] for task in tasks)
+    assert first == again != other
+
+
+async def test_prompts_that_cannot_be_read_are_refused(generator: SequentialGenerator) -> None:
+    for prompt, sentence in (
+        ([], "empty"),
+        ([10**6], "outside the vocabulary"),
+        ([-1], "outside the vocabulary"),
+        ([5] * 5000, "the model's context is"),
+    ):
+        with pytest.raises(InvalidRequest, match=sentence):
+            await generator.encode(prompt)
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        await generator.encode_messages([{"role": "user", "content": "hi"}])
+
+
+async def test_a_cancelled_step_ends_soon_and_its_age_is_known(tmp_path: Path, runner: Runner) -> None:
+    session = create_session(graphs.endless(tmp_path / "model.onnx"), CPU)
+    feeds = {"count": np.array([10**9])}
+    task = asyncio.create_task(runner.step(lambda options: run_session(session, ["y"], feeds, options)))
+    await asyncio.sleep(0.2)
+    assert 0.1 < runner.longest_step_s() < 2
+    started = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - started < 1
+    assert runner.longest_step_s() == 0
+
+
+async def test_the_loop_goes_on_while_a_model_runs(tmp_path: Path, runner: Runner) -> None:
+    session = create_session(graphs.endless(tmp_path / "model.onnx"), CPU)
+    feeds = {"count": np.array([10**9])}
+    task = asyncio.create_task(runner.step(lambda options: run_session(session, ["y"], feeds, options)))
+    worst = 0.0
+    for _ in range(30):
+        before = time.monotonic()
+        await asyncio.sleep(0.01)
+        worst = max(worst, time.monotonic() - before)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert worst < 0.2
+
+
+async def test_a_model_the_runtime_refuses_is_a_config_error(models: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        create_session(models / "faulty-broken-file/model.onnx", CPU)
+    assert str(models) not in refused.value.message
+
+
+async def test_batches_stay_within_their_budget() -> None:
+    lengths = [3, 100, 5, 60, 60, 1]
+    batches = plan_batches(lengths, 120)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(len(batch) * max(lengths[index] for index in batch) <= 120 for batch in batches)
+
+
+async def test_embeddings_mean_what_the_texts_mean(models: Path, runner: Runner) -> None:
+    folder = read_folder(models / "all-minilm-l6-v2")
+    tokenizer, declared = load_tokenizer(folder.path)
+    rule = length_rule(folder.facts, declared, recognise(folder.facts).context_length)
+    embedder = Embedder(create_session(folder.model_file, CPU), tokenizer, folder.facts, rule, runner)
+    texts = ["A bee collects nectar from flowers.", "Honey bees gather nectar.", "The stock market fell on Monday."]
+    found = await embedder.embed(texts)
+    near, far = found.vectors[0] @ found.vectors[1], found.vectors[0] @ found.vectors[2]
+    assert found.vectors.shape == (3, 384)
+    assert np.allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-5)
+    assert near > 0.6 > 0.2 > far
+    alone = np.stack([(await embedder.embed([text])).vectors[0] for text in texts])
+    assert (alone * found.vectors).sum(axis=1).min() > 0.99999
+    long = await embedder.embed(["bee " * 5000])
+    assert long.prompt_tokens == rule.limit
+    with pytest.raises(InvalidRequest, match="input 1 is empty"):
+        await embedder.embed([[5], []])
+    with pytest.raises(InvalidRequest, match="outside the vocabulary"):
+        await embedder.embed([[10**7]])
+
+
+@pytest.mark.parametrize(
+    ("datatype", "element", "data"),
+    [
+        ("BOOL", TensorProto.BOOL, [True, False]),
+        ("UINT8", TensorProto.UINT8, [0, 255]),
+        ("UINT16", TensorProto.UINT16, [0, 65535]),
+        ("UINT32", TensorProto.UINT32, [0, 2**32 - 1]),
+        ("UINT64", TensorProto.UINT64, [0, 2**64 - 1]),
+        ("INT8", TensorProto.INT8, [-128, 127]),
+        ("INT16", TensorProto.INT16, [-(2**15), 2**15 - 1]),
+        ("INT32", TensorProto.INT32, [-(2**31), 2**31 - 1]),
+        ("INT64", TensorProto.INT64, [-(2**63), 2**63 - 1]),
+        ("FP16", TensorProto.FLOAT16, [0.5, -2]),
+        ("FP32", TensorProto.FLOAT, [0.5, -2]),
+        ("FP64", TensorProto.DOUBLE, [0.1, -2]),
+        ("BYTES", TensorProto.STRING, ["bee", "é"]),
+    ],
+)
+async def test_every_datatype_goes_through(
+    tmp_path: Path, runner: Runner, datatype: str, element: int, data: list[object]
+) -> None:
+    path = graphs.identity(tmp_path / "model.onnx", element, "n")
+    model = TensorModel(create_session(path, CPU), read_folder(tmp_path).facts.graph, runner)
+    model.warm_up()
+    given = NamedTensor("x", datatype, to_array("x", datatype, [2], data))
+    (out,) = await model.infer([given], [])
+    assert (out.name, out.datatype, out.values.tolist()) == ("y", datatype, data)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data", "sentence"),
+    [
+        ("INT64", [2], [1.5, 2], "not INT64"),
+        ("UINT8", [1], [256], "does not fit UINT8"),
+        ("INT8", [1], ["a"], "not INT8"),
+        ("FP32", [2], [1, "a"], "not FP32"),
+        ("FP32", [2], [[1], [1, 2]], "ragged"),
+        ("FP32", [3], [1, 2], "has 2 elements and the shape asks for 3"),
+        ("FP32", [2, 1], [[1, 2]], "nested as"),
+        ("FP32", [-1], [1], "negative"),
+        ("FP32", [10**6, 10**6], [], "more than"),
+        ("BF16", [1], [1], "not known"),
+        ("BOOL", [1], [1], "not BOOL"),
+        ("FP32", [1], [None], "not FP32"),
+        ("FP32", [1], {"a": 1}, "not FP32"),
+        ("UINT64", [2], [2**64, 0], "does not fit UINT64"),
+        ("UINT64", [2], [2**63, 0.5], "not UINT64"),
+        ("UINT8", [1], [-1], "does not fit UINT8"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused_by_name(
+    datatype: str, shape: list[int], data: object, sentence: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"input 'x': .*{sentence}"):
+        to_array("x", datatype, shape, data)
+
+
+async def test_inputs_are_held_against_the_model(models: Path, runner: Runner) -> None:
+    folder = read_folder(models / "tiny-tensor")
+    model = TensorModel(create_session(folder.model_file, CPU), folder.facts.graph, runner)
+    x = NamedTensor("x", "FP32", np.ones((1, 4), np.float32))
+    shift = NamedTensor("shift", "INT64", np.array([[5]]))
+    y, z = await model.infer([x, shift], [])
+    assert (y.values.tolist(), z.values.tolist()) == ([[2.5, 1.5, 3.0, 2.0]], [[7]])
+    assert [out.name for out in await model.infer([x, shift], ["z"])] == ["z"]
+    wide = NamedTensor("x", "FP32", np.ones((1, 5), np.float32))
+    for given, wanted, sentence in (
+        ([x], [], "input 'shift': missing"),
+        ([x, x, shift], [], "given twice"),
+        ([x, shift, NamedTensor("q", "FP32", x.values)], [], "no such input"),
+        ([NamedTensor("x", "FP64", x.values), shift], [], "the model wants FP32"),
+        ([wide, shift], [], "does not fit"),
+        ([x, shift], ["nope"], "no output 'nope'"),
+    ):
+        with pytest.raises(InvalidRequest, match=sentence):
+            await model.infer(given, wanted)
+
+
+def test_threads_follow_the_cgroups_quota(tmp_path: Path) -> None:
+    quota = tmp_path / "cpu.max"
+    assert thread_count(7, quota) == 7
+    assert thread_count(0, quota) >= 1
+    quota.write_text("100000 100000\n")
+    assert thread_count(0, quota) == 1
+    quota.write_text("max 100000\n")
+    assert thread_count(0, quota) == thread_count(0, tmp_path / "none")
+
+
+def test_cuda_options_bound_the_arena() -> None:
+    assert cuda_options(DeviceSpec(Backend.CUDA, device=1, gpu_mem_limit_mb=100)) == {
+        "device_id": "1",
+        "arena_extend_strategy": "kSameAsRequested",
+        "gpu_mem_limit": str(100 << 20),
+    }
+
+
+@pytest.mark.parametrize(
+    ("message", "library", "package"),
+    [
+        (
+            "Failed to load library /opt/x/libonnxruntime_providers_cuda.so with error: libcublasLt.so.13: cannot open "
+            "shared object file: No such file or directory",
+            "libcublasLt.so.13",
+            "libcublas-13-0",
+        ),
+        ("libcudnn.so.9: cannot open shared object file", "libcudnn.so.9", "libcudnn9-cuda-13"),
+        ("[E:onnxruntime] CUDA failure 35: CUDA driver version is insufficient", None, "nvidia-driver"),
+        ("CUDA failure 101: invalid device ordinal", None, None),
+    ],
+)
+def test_what_is_missing_is_named_with_its_package(message: str, library: str | None, package: str | None) -> None:
+    advice = advise(message)
+    assert (advice.library, advice.package) == (library, package)
+    assert "/opt" not in advice.sentence
+    if library is not None:
+        assert library in advice.sentence

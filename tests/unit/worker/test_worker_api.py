@@ -1,0 +1,218 @@
+"""The routes of each task, over real HTTP to a real process."""
+
+import asyncio
+import base64
+import io
+import json
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import openai
+import pytest
+from tests.unit.worker import graphs
+from tests.unit.worker.process import TOKEN, WorkerProcess, serving
+
+
+@asynccontextmanager
+async def client_of(folder: Path, model: Path) -> AsyncIterator[tuple[WorkerProcess, aiohttp.ClientSession]]:
+    async with serving(folder, model=str(model)) as worker, worker.session() as client:
+        yield worker, client
+
+
+async def test_openais_own_client_talks_to_a_generator(tmp_path: Path, models: Path) -> None:
+    async with (
+        serving(tmp_path, model=str(models / "bee-talk")) as worker,
+        openai.AsyncOpenAI(base_url=f"{worker.url}/v1", api_key=TOKEN, max_retries=0) as client,
+    ):
+        question = [{"role": "user", "content": "What is a hive?"}]
+        whole = await client.chat.completions.create(model="bee-talk", messages=question, temperature=0, max_tokens=20)  # type: ignore[arg-type]
+        text = whole.choices[0].message.content
+        assert text is not None
+        assert text.startswith("The hive reports the facts")
+        assert whole.choices[0].finish_reason == "length"
+        assert whole.usage is not None
+        assert whole.usage.completion_tokens == 20
+        stream = await client.chat.completions.create(
+            model="bee-talk", messages=question, temperature=0, max_tokens=20, stream=True,  # type: ignore[arg-type]
+            stream_options={"include_usage": True},
+        )  # fmt: skip
+        chunks = [chunk async for chunk in stream]
+        pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+        assert "".join(pieces) == text
+        assert chunks[0].choices[0].delta.role == "assistant"
+        assert chunks[-1].usage == whole.usage
+        assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+        plain = await client.completions.create(model="bee-talk", prompt="What is a hive?", temperature=0)
+        assert plain.usage is not None
+        assert plain.usage.completion_tokens <= 16
+        assert [model.id async for model in client.models.list()] == ["bee-talk"]
+        with pytest.raises(openai.NotFoundError):
+            await client.chat.completions.create(model="other", messages=question)  # type: ignore[arg-type]
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(model="bee-talk", messages=question, presence_penalty=1.5)  # type: ignore[arg-type]
+        assert (refused.value.code, refused.value.param) == ("UNSUPPORTED_PARAMETER", "presence_penalty")
+        await client.chat.completions.create(
+            model="bee-talk", messages=question, presence_penalty=0, n=1, max_completion_tokens=1  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+async def test_openais_own_client_embeds(tmp_path: Path, models: Path) -> None:
+    async with serving(tmp_path, model=str(models / "all-minilm-l6-v2")) as worker:
+        async with openai.AsyncOpenAI(base_url=f"{worker.url}/v1", api_key=TOKEN, max_retries=0) as client:
+            found = await client.embeddings.create(model="all-minilm-l6-v2", input=["a bee", "two bees"])
+            assert [len(each.embedding) for each in found.data] == [384, 384]
+            assert found.usage.prompt_tokens == found.usage.total_tokens > 4
+        async with worker.session() as session:
+            floats, packed = [
+                (await (await session.post("/v1/embeddings", json={"input": "a bee", "encoding_format": form})).json())
+                for form in ("float", "base64")
+            ]
+            raw = base64.b64decode(packed["data"][0]["embedding"])
+            assert struct.unpack("<384f", raw) == pytest.approx(floats["data"][0]["embedding"])
+            for body, field in (
+                ({"input": []}, "input"),
+                ({"input": ["a", 1]}, "input"),
+                ({"input": "a", "dimensions": 8}, "dimensions"),
+                ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
+                ({}, "input"),
+            ):
+                answer = await session.post("/v1/embeddings", json=body)
+                error = (await answer.json())["error"]
+                assert answer.status == 400, body
+                assert field in json.dumps(error)
+            other = await session.post("/v1/inference", json={"prompt": "hi"})
+            assert other.status == 400
+            assert "/v1/embeddings" in (await other.json())["error"]["message"]
+
+
+async def test_open_inference_over_json(tmp_path: Path, models: Path) -> None:
+    async with client_of(tmp_path, models / "tiny-tensor") as (_, client):
+        assert (await (await client.get("/v2")).json())["name"] == "rbee-worker"
+        for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/tiny-tensor/ready"):
+            assert (await client.get(path)).status == 200
+        metadata = await (await client.get("/v2/models/tiny-tensor")).json()
+        assert metadata["inputs"][0] == {"name": "x", "datatype": "FP32", "shape": [-1, 4]}
+        x = {"name": "x", "shape": [2, 4], "datatype": "FP32", "data": [[1, 1, 1, 1], [0, 0, 0, 0]]}
+        shift = {"name": "shift", "shape": [2, 1], "datatype": "INT64", "data": [5, 0]}
+        url = "/v2/models/tiny-tensor/infer"
+        answer = await (await client.post(url, json={"id": "mine", "inputs": [x, shift]})).json()
+        assert (answer["model_name"], answer["id"]) == ("tiny-tensor", "mine")
+        assert answer["outputs"][0] == {
+            "name": "y",
+            "datatype": "FP32",
+            "shape": [2, 4],
+            "data": [2.5, 1.5, 3.0, 2.0, 0.5, -0.5, 1.0, 0.0],
+        }
+        assert answer["outputs"][1]["data"] == [7, 2]
+        one = await (await client.post(url, json={"inputs": [x, shift], "outputs": [{"name": "z"}]})).json()
+        assert [output["name"] for output in one["outputs"]] == ["z"]
+        for body, code in (
+            ({"inputs": [{**x, "parameters": {"binary_data_size": 4}}, shift]}, "UNSUPPORTED_PARAMETER"),
+            ({"inputs": [{**x, "shape": [2, 5]}, shift]}, "INVALID_REQUEST"),
+            ({"inputs": [x]}, "INVALID_REQUEST"),
+            ({"inputs": "x"}, "INVALID_REQUEST"),
+        ):
+            refused = await client.post(url, json=body)
+            assert (refused.status, (await refused.json())["error"]["code"]) == (400, code)
+        binary = await client.post(url, data=b"{}", headers={"Inference-Header-Content-Length": "2"})
+        assert (binary.status, (await binary.json())["error"]["code"]) == (400, "UNSUPPORTED_PARAMETER")
+        missing = await client.post("/v2/models/none/infer", json={"inputs": [x, shift]})
+        assert (missing.status, (await missing.json())["error"]["code"]) == (404, "MODEL_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "named"),
+    [
+        ({}, "INVALID_REQUEST", "prompt"),
+        ({"prompt": "a", "messages": []}, "INVALID_REQUEST", "prompt"),
+        ({"messages": []}, "INVALID_REQUEST", "messages"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "INVALID_REQUEST", "messages"),
+        ({"prompt": "a", "temperature": -1}, "INVALID_REQUEST", "temperature"),
+        ({"prompt": "a", "top_p": 0}, "INVALID_REQUEST", "top_p"),
+        ({"prompt": "a", "max_tokens": 0}, "INVALID_REQUEST", "max_tokens"),
+        ({"prompt": "a", "seed": "x"}, "INVALID_REQUEST", "seed"),
+        ({"prompt": "a", "stop": [""]}, "INVALID_REQUEST", "stop"),
+        ({"prompt": "a", "beams": 4}, "UNSUPPORTED_PARAMETER", "beams"),
+        ({"prompt": "a", "model": "gpt"}, "MODEL_NOT_FOUND", "bee-talk"),
+        ([], "INVALID_REQUEST", "body"),
+    ],
+)
+async def test_inference_refuses_by_name(generator: aiohttp.ClientSession, body: object, code: str, named: str) -> None:
+    answer = await generator.post("/v1/inference", json=body)
+    error = (await answer.json())["error"]
+    assert error["code"] == code
+    assert named in error["message"] + json.dumps(error["details"])
+    assert error["correlation_id"] == answer.headers["X-Correlation-Id"]
+
+
+@pytest.fixture
+async def generator(tmp_path: Path, models: Path) -> AsyncIterator[aiohttp.ClientSession]:
+    async with client_of(tmp_path, models / "bee-talk") as (_, client):
+        yield client
+
+
+async def test_inference_at_once_and_its_metrics(generator: aiohttp.ClientSession) -> None:
+    body = {"prompt": "What is a hive?", "temperature": 0, "max_tokens": 10, "stream": False, "stop": [" machine"]}
+    for _ in range(3):
+        answer = await (await generator.post("/v1/inference", json=body)).json()
+    assert answer["text"] == "The hive reports the facts of its"
+    assert answer["finish_reason"] == "stop"
+    for _ in range(2):
+        await generator.get("/health")
+        metrics = await (await generator.get("/metrics")).text()
+    assert 'rbee_worker_requests_total{outcome="ok",route="/v1/inference"} 3.0' in metrics
+    assert f'rbee_worker_tokens_total{{kind="completion"}} {3.0 * answer["metrics"]["completion_tokens"]}' in metrics
+    assert "rbee_worker_time_to_first_token_seconds_count 3.0" in metrics
+    assert "rbee_worker_inference_seconds_count 3.0" in metrics
+    assert 'rbee_worker_slots{state="free"} 4.0' in metrics
+    assert 'rbee_worker_slots{state="busy"} 0.0' in metrics
+    assert 'rbee_worker_info{backend="cpu",model="bee-talk"' in metrics
+    assert "process_resident_memory_bytes" in metrics
+    health = await (await generator.get("/health")).json()
+    assert health["requests_total"] == 3
+    assert health["idle_s"] > 0
+
+
+async def test_a_body_over_the_limit_is_413(generator: aiohttp.ClientSession) -> None:
+    answer = await generator.post("/v1/inference", data=io.BytesIO(b'{"prompt": "' + b"a" * (1 << 20) + b'"}'))
+    assert (answer.status, (await answer.json())["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
+
+
+async def test_a_stuck_step_withholds_the_watchdog_and_a_cancel_brings_it_back(tmp_path: Path) -> None:
+    graphs.endless(tmp_path / "models/endless/model.onnx")
+    model = str(tmp_path / "models/endless")
+    async with (
+        serving(tmp_path, model=model, step_limit_s=0.3, threads=1) as worker,
+        worker.session() as client,
+    ):
+        await worker.until("WATCHDOG=1")
+        tensor = {"name": "count", "shape": [1], "datatype": "INT64", "data": [10**9]}
+        request = asyncio.ensure_future(client.post("/v2/models/endless/infer", json={"inputs": [tensor]}))
+        await asyncio.sleep(0.8)
+        worker.notices.clear()
+        health = await client.get("/health")
+        assert (health.status, (await health.json())["status"]) == (503, "unhealthy")
+        await asyncio.sleep(0.6)
+        assert "WATCHDOG=1" not in worker.notices
+        request.cancel()
+        await worker.until("WATCHDOG=1", limit_s=2)
+        assert (await client.get("/health")).status == 200
+        assert await worker.stop() == 0
+
+
+async def test_an_idle_worker_uses_no_processor(tmp_path: Path, models: Path) -> None:
+    async with client_of(tmp_path, models / "bee-talk") as (worker, client):
+        body = {"prompt": "What is a hive?", "temperature": 0, "max_tokens": 8, "stream": False}
+        await (await client.post("/v1/inference", json=body)).read()
+        await asyncio.sleep(0.3)
+        before = _cpu_ticks(worker.process.pid)
+        await asyncio.sleep(1.5)
+        assert _cpu_ticks(worker.process.pid) - before <= 1
+
+
+def _cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
