@@ -1,6 +1,9 @@
 """Sessions and models on the real runtime, without HTTP."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +23,7 @@ from rbee.worker.engine.generate import SequentialGenerator
 from rbee.worker.engine.generation import Finished, FinishReason, GenerateRequest, Piece
 from rbee.worker.engine.recognise import recognise
 from rbee.worker.engine.runtime import thread_count
-from rbee.worker.engine.sampling import SamplingParams
+from rbee.worker.engine.sampling import SamplingParams, default_sampling
 from rbee.worker.engine.sessions import DeviceSpec, Runner, create_session, cuda_options, run_session
 from rbee.worker.engine.tensor import NamedTensor, TensorModel, to_array
 from rbee.worker.engine.tokenise import length_rule, load_tokenizer
@@ -43,7 +46,13 @@ def generator(models: Path, runner: Runner) -> SequentialGenerator:
     decoder = Decoder(create_session(folder.model_file, CPU), read_layout(folder.facts), "cpu", 0)
     tokenizer, _ = load_tokenizer(folder.path)
     return SequentialGenerator(
-        decoder, tokenizer, runner, eos_ids=facts.eos_ids, context_length=facts.context_length, template=None
+        decoder,
+        tokenizer,
+        runner,
+        eos_ids=facts.eos_ids,
+        context_length=facts.context_length,
+        template=None,
+        sampling=SamplingParams(),
     )
 
 
@@ -57,9 +66,8 @@ async def test_decoding_with_the_cache_equals_reading_the_whole_text(models: Pat
     folder = read_folder(models / "bee-talk")
     decoder = Decoder(create_session(folder.model_file, CPU), read_layout(folder.facts), "cpu", 0)
     tokens, options = list(range(20, 60)), run_options()
-    cache, steps = Cache(), []
-    for token in tokens:
-        steps.append(decoder.advance(cache, [token], options))
+    cache = Cache()
+    steps = [decoder.advance(cache, [token], options) for token in tokens]
     assert cache.length == len(tokens)
     for end in (1, 7, len(tokens)):
         whole = decoder.advance(Cache(), tokens[:end], options)
@@ -265,6 +273,21 @@ def test_threads_follow_the_cgroups_quota(tmp_path: Path) -> None:
     assert thread_count(0, quota) == thread_count(0, tmp_path / "none")
 
 
+def test_telemetry_is_off_before_the_runtime_is_imported() -> None:
+    program = (
+        "import os, sys, importlib.abc\n"
+        "class Watch(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'onnxruntime': print(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "from rbee.worker.engine.runtime import runtime\n"
+        "runtime()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout == "1\n"
+
+
 def test_cuda_options_bound_the_arena() -> None:
     assert cuda_options(DeviceSpec(Backend.CUDA, device=1, gpu_mem_limit_mb=100)) == {
         "device_id": "1",
@@ -293,3 +316,16 @@ def test_what_is_missing_is_named_with_its_package(message: str, library: str | 
     assert "/opt" not in advice.sentence
     if library is not None:
         assert library in advice.sentence
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, SamplingParams()),
+        ({"do_sample": False, "temperature": 0.7}, SamplingParams(temperature=0.0)),
+        ({"temperature": 0.6, "top_p": 0.9, "top_k": 20}, SamplingParams(temperature=0.6, top_p=0.9, top_k=20)),
+        ({"temperature": "hot", "top_p": 3, "top_k": -1}, SamplingParams()),
+    ],
+)
+def test_a_model_says_how_it_wants_its_tokens_chosen(config: dict[str, object], expected: SamplingParams) -> None:
+    assert default_sampling(config) == expected

@@ -21,7 +21,7 @@ class SamplingParams:
 
 
 def default_sampling(generation_config: Mapping[str, Any]) -> SamplingParams:
-    """What a model's own generation_config.json asks for where a request does not say; ``do_sample`` false is greedy."""
+    """What a model's generation_config.json asks for where a request does not say; ``do_sample`` false is greedy."""
     if generation_config.get("do_sample") is False:
         return SamplingParams(temperature=0.0)
     temperature, top_p = generation_config.get("temperature"), generation_config.get("top_p")
