@@ -1,0 +1,39 @@
+"""`tests/bench/run`: measure one bench or all of them, print a table, keep the result."""
+
+import argparse
+import sys
+
+from tests.bench import footprint, place, readiness, report
+from tests.machines.testbed import TestbedError
+
+BENCHES = {bench.name: bench for bench in (readiness.BENCH, footprint.BENCH)}
+
+
+def measure(bench: report.Bench, quick: bool) -> report.Result:
+    """Run a bench, print its table, and save it."""
+    print(f"\n{bench.name}: {bench.purpose}", flush=True)
+    machine = place.host()
+    result = report.Result.of(bench, machine, quick, bench.measure(quick))
+    print(f"{machine}\n\n{report.table(bench, result)}\n\nkept in {result.save()}", flush=True)
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    """0 when it measured, whatever the figures."""
+    parser = argparse.ArgumentParser(prog="tests/bench/run")
+    parser.add_argument("name", choices=[*BENCHES, "all"])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: within 50 s each")
+    options = parser.parse_args(arguments)
+    wanted = list(BENCHES.values()) if options.name == "all" else [BENCHES[options.name]]
+    try:
+        results = [(bench, measure(bench, options.quick)) for bench in wanted]
+    except (AssertionError, OSError, TestbedError) as error:
+        print(f"error: could not measure: {error}", file=sys.stderr)
+        return 1
+    if options.name == "all":
+        print(f"\nwritten to {report.write_page(results)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,69 @@
+"""When a request's first bytes reach a worker, by the kernel's own stamp on the machine's loopback interface."""
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from tests.machines.testbed import Machine, processes
+
+_ETH_P_IP = 0x0800
+_SO_TIMESTAMPNS = 35
+_WORKER_PORTS = range(8081, 9001)
+_HEAD = 256
+
+
+class Arrivals:
+    """Watches for the length of a block; no process of rbee's is asked or slowed."""
+
+    def __init__(self, machine: Machine, beginning: bytes) -> None:
+        """``beginning`` is how a request's first line starts."""
+        self._beginning = beginning
+        self._found: list[int] = []
+        with processes.network_of(machine.pid):
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_IP))
+        self._socket.bind(("lo", _ETH_P_IP))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self._socket.settimeout(0.5)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="arrivals", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join(5)
+        self._socket.close()
+
+    def first_after(self, moment_us: int) -> int | None:
+        """The first arrival after a moment (CLOCK_MONOTONIC, us), or None."""
+        return next((found for found in self._found if found >= moment_us), None)
+
+    def _watch(self) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(TimeoutError):
+                packet, ancillary, _, _ = self._socket.recvmsg(_HEAD, 64)
+                if self._is_wanted(packet) and ancillary:
+                    self._found.append(_monotonic_us(ancillary[0][2]))
+
+    def _is_wanted(self, packet: bytes) -> bool:
+        """Whether an IPv4 packet is TCP to a worker's port and carries the first line."""
+        if len(packet) < 40 or packet[9] != socket.IPPROTO_TCP:
+            return False
+        tcp = (packet[0] & 0x0F) * 4
+        port = int.from_bytes(packet[tcp + 2 : tcp + 4], "big")
+        payload = tcp + (packet[tcp + 12] >> 4) * 4
+        return port in _WORKER_PORTS and packet[payload:].startswith(self._beginning)
+
+
+def _monotonic_us(stamp: bytes) -> int:
+    seconds, nanoseconds = struct.unpack("ll", stamp)
+    offset = time.monotonic_ns() - time.time_ns()
+    return int(seconds * 1_000_000_000 + nanoseconds + offset) // 1000
