@@ -63,6 +63,12 @@ def load_config(kind: type[T], path: Path, *, required: bool, overrides: Sequenc
     return Loaded(value, path if node is not None else None, applied, duration_ms)
 
 
+def locate(path: Path, field: str) -> str:
+    """``FILE:LINE`` of a dotted field, for what is found wrong with a value after the file was read."""
+    line = _line_of(_compose(path, required=False), field)
+    return f"{path}:{line}" if line else str(path)
+
+
 def _compose(path: Path, *, required: bool) -> yaml.Node | None:
     try:
         data = path.read_bytes()

@@ -33,7 +33,7 @@ from rbee.worker.service import WorkerService
 
 LOGGER = logging.getLogger(__name__)
 TOKEN_NAME = "worker_api_token"  # noqa: S105 - a credential's name
-CLOSE_GRACE_S = 1.0
+CLOSE_GRACE_S = 0.5
 
 
 class WorkerDaemon:
@@ -71,6 +71,7 @@ class WorkerDaemon:
             board.post(error)
             raise
         self.service.loaded = loaded
+        self.service.requests.open()
         self._count(loaded)
         facts = self._facts(loaded)
         self._write_facts(facts)

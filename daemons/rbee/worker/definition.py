@@ -5,12 +5,14 @@ from pathlib import Path
 
 import msgspec
 
-from rbee.host.config import Loaded, load_config
+from rbee.host.config import Loaded, load_config, locate
 from rbee.host.paths import Paths
 from rbee.wire import names
 from rbee.wire.errors import ConfigError, InvalidRequest
 from rbee.wire.worker_spec import WorkerSpec
 from rbee.worker.engine.folder import resolve_folder
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,11 +62,10 @@ class Definition:
 
 def load_defaults(paths: Paths) -> WorkerDefaults:
     """Read worker.yaml (absent: the built-in defaults); raises ConfigError with file, line and field."""
-    defaults = load_config(WorkerDefaults, paths.config_dir / "worker.yaml", required=False).value
-    if defaults.log_level not in ("debug", "info", "warning", "error"):
-        raise ConfigError(
-            f"{paths.config_dir / 'worker.yaml'}: log_level: expected debug, info, warning or error; use one of them"
-        )
+    path = paths.config_dir / "worker.yaml"
+    defaults = load_config(WorkerDefaults, path, required=False).value
+    if defaults.log_level not in LOG_LEVELS:
+        raise ConfigError(f"{locate(path, 'log_level')}: log_level: expected {', '.join(LOG_LEVELS)}; use one of them")
     return defaults
 
 
@@ -80,13 +81,15 @@ def load_definition(worker_id: str, paths: Paths, defaults: WorkerDefaults) -> D
     source = load_config(WorkerSpec, path, required=True)
     spec = source.value
     if spec.ports.first > spec.ports.last:
-        raise ConfigError(f"{path}: ports: first is above last; swap them")
+        raise ConfigError(f"{locate(path, 'ports')}: ports: first is above last; swap them")
     roots = [Path(root) for root in defaults.model_roots] or [paths.models]
     try:
         folder = resolve_folder(spec.model, roots)
         model = spec.name or names.model_name(Path(spec.model.removeprefix("file://")).name)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error.message}") from None
+        raise ConfigError(f"{locate(path, 'model')}: {error.message}") from None
     except InvalidRequest:
-        raise ConfigError(f"{path}: name: the folder's name cannot be a model's name; set `name`") from None
+        raise ConfigError(
+            f"{locate(path, 'model')}: name: the folder's name cannot be a model's name; set `name`"
+        ) from None
     return Definition(worker_id, spec, defaults, paths, folder, model, source)

@@ -46,7 +46,7 @@ class RunningRequests:
         self._observe = observe
         self._clock = clock
         self._running: dict[str, RunningRequest] = {}
-        self._idle_since = clock()
+        self._idle_since: float | None = None
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -57,8 +57,12 @@ class RunningRequests:
 
     @property
     def idle_s(self) -> float:
-        """Seconds since the last request ended; 0 while one runs."""
-        return 0.0 if self._running else self._clock() - self._idle_since
+        """Seconds since the last request ended, or since :meth:`open`; 0 while one runs and before that."""
+        return 0.0 if self._running or self._idle_since is None else self._clock() - self._idle_since
+
+    def open(self) -> None:
+        """The model is there: the idle clock starts now, however long loading took."""
+        self._idle_since = self._clock()
 
     @asynccontextmanager
     async def slot(
@@ -106,7 +110,7 @@ class RunningRequests:
         running.cancel(InferenceCancelled("the request was cancelled", details={"request_id": request_id}))
         return True
 
-    async def drain(self, limit_s: float, cancel_limit_s: float = 2.0) -> int:
+    async def drain(self, limit_s: float, cancel_limit_s: float = 1.5) -> int:
         """Take no new work, let what runs go on for ``limit_s`` seconds, then cancel it; returns how many were cut."""
         self.draining = True
         if await self._ended_within(limit_s):

@@ -1,9 +1,11 @@
-"""The demo models, built once for every test of the worker."""
+"""The demo models, built once for every test of the worker; loops in debug mode."""
 
+import asyncio
 import tempfile
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from rbee.keeper.demo.build import DEMO_MODELS, build_all
 
@@ -16,3 +18,9 @@ def models() -> Path:
     folder = Path(tempfile.gettempdir()) / "rbee-unit-models"
     build_all(folder, (*DEMO_MODELS, *FAULTY))
     return folder
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def debug() -> None:
+    """asyncio says what was never awaited, and what is called from the wrong thread."""
+    asyncio.get_running_loop().set_debug(True)

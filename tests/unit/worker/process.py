@@ -10,7 +10,6 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import yaml
@@ -67,7 +66,7 @@ class WorkerProcess:
             return await self.process.wait()
 
 
-def define(folder: Path, **definition: Any) -> None:
+def define(folder: Path, **definition: object) -> None:
     """Write the worker's definition, its machine-wide file (unless there is one) and its token."""
     (folder / "etc/workers").mkdir(parents=True, exist_ok=True)
     model = Path(str(definition["model"]).removeprefix("file://"))
@@ -109,7 +108,7 @@ async def spawned(folder: Path, *interpreter: str) -> AsyncIterator[WorkerProces
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, *interpreter: str, **definition: Any) -> AsyncIterator[WorkerProcess]:
+async def serving(folder: Path, *interpreter: str, **definition: object) -> AsyncIterator[WorkerProcess]:
     """A worker that has said READY=1."""
     define(folder, **definition)
     async with spawned(folder, *interpreter) as worker:
@@ -120,7 +119,8 @@ async def serving(folder: Path, *interpreter: str, **definition: Any) -> AsyncIt
 
 async def read_events(response: aiohttp.ClientResponse) -> list[SseEvent]:
     """Every event of a stream, [DONE] included."""
-    decoder, events = SseDecoder(), []
+    decoder = SseDecoder()
+    events: list[SseEvent] = []
     async for chunk in response.content.iter_any():
         events.extend(decoder.feed(chunk))
     return events

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -85,7 +86,7 @@ def test_an_encoder_without_tokenizer_is_a_tensor_model(tmp_path: Path) -> None:
     [(np.float16, "Identity", "fp16"), (np.int8, "DequantizeLinear", "int8"), (np.uint8, "MatMulNBits", "int4")],
 )
 def test_precision(tmp_path: Path, element: type, operator: str, precision: str) -> None:
-    weight = np.zeros((4, 4), element)
+    weight: np.ndarray[Any, Any] = np.zeros((4, 4), element)
     node = helper.make_node(operator, ["w"], ["y"], domain="com.microsoft" if operator == "MatMulNBits" else "")
     graphs.save(tmp_path / "model.onnx", [node], [], [graphs.value("y", 1, 4, 4)], (("w", weight),))
     assert recognise(read_folder(tmp_path).facts).precision == precision

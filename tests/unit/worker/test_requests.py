@@ -37,6 +37,21 @@ async def test_slots_are_counted_and_refused_when_taken() -> None:
     assert (requests.busy, requests.total, outcomes) == (0, 1, {"ok": 1})
 
 
+async def test_the_idle_clock_starts_at_ready_and_at_the_end_of_the_last_request() -> None:
+    now = [100.0]
+    requests = RunningRequests(2, Outcomes(), clock=lambda: now[0])
+    now[0] = 200.0
+    assert requests.idle_s == 0
+    requests.open()
+    now[0] = 203.0
+    assert requests.idle_s == 3
+    async with requests.slot("a", "/r"):
+        now[0] = 250.0
+        assert requests.idle_s == 0
+    now[0] = 251.0
+    assert requests.idle_s == 1
+
+
 async def test_an_id_runs_once() -> None:
     requests, _ = running()
     async with requests.slot("a", "/r"):

@@ -8,6 +8,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import openai
@@ -27,8 +28,8 @@ async def test_openais_own_client_talks_to_a_generator(tmp_path: Path, models: P
         serving(tmp_path, model=str(models / "bee-talk")) as worker,
         openai.AsyncOpenAI(base_url=f"{worker.url}/v1", api_key=TOKEN, max_retries=0) as client,
     ):
-        question = [{"role": "user", "content": "What is a hive?"}]
-        whole = await client.chat.completions.create(model="bee-talk", messages=question, temperature=0, max_tokens=20)  # type: ignore[arg-type]
+        question: Any = [{"role": "user", "content": "What is a hive?"}]
+        whole = await client.chat.completions.create(model="bee-talk", messages=question, temperature=0, max_tokens=20)
         text = whole.choices[0].message.content
         assert text is not None
         assert text.startswith("The hive reports the facts")
@@ -36,7 +37,7 @@ async def test_openais_own_client_talks_to_a_generator(tmp_path: Path, models: P
         assert whole.usage is not None
         assert whole.usage.completion_tokens == 20
         stream = await client.chat.completions.create(
-            model="bee-talk", messages=question, temperature=0, max_tokens=20, stream=True,  # type: ignore[arg-type]
+            model="bee-talk", messages=question, temperature=0, max_tokens=20, stream=True,
             stream_options={"include_usage": True},
         )  # fmt: skip
         chunks = [chunk async for chunk in stream]
@@ -50,12 +51,12 @@ async def test_openais_own_client_talks_to_a_generator(tmp_path: Path, models: P
         assert plain.usage.completion_tokens <= 16
         assert [model.id async for model in client.models.list()] == ["bee-talk"]
         with pytest.raises(openai.NotFoundError):
-            await client.chat.completions.create(model="other", messages=question)  # type: ignore[arg-type]
+            await client.chat.completions.create(model="other", messages=question)
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.chat.completions.create(model="bee-talk", messages=question, presence_penalty=1.5)  # type: ignore[arg-type]
+            await client.chat.completions.create(model="bee-talk", messages=question, presence_penalty=1.5)
         assert (refused.value.code, refused.value.param) == ("UNSUPPORTED_PARAMETER", "presence_penalty")
         await client.chat.completions.create(
-            model="bee-talk", messages=question, presence_penalty=0, n=1, max_completion_tokens=1  # type: ignore[arg-type]
+            model="bee-talk", messages=question, presence_penalty=0, n=1, max_completion_tokens=1
         )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ async def test_loading_that_stalls_ends_with_its_reason(tmp_path: Path, models: 
     [
         ({"slots": "many"}, "w.yaml:2: slots: "),
         ({"colour": "red"}, "colour"),
-        ({"model": "/etc"}, "outside the model roots"),
+        ({"model": "/etc"}, "w.yaml:1: model: the folder lies outside the model roots"),
         ({"model": "models/x"}, "expected an absolute path"),
         ({"ports": {"first": 80}}, "ports.first"),
     ],
@@ -180,7 +180,7 @@ async def test_the_last_slot_is_given_once(tmp_path: Path, models: Path) -> None
 
 async def _idle(client: aiohttp.ClientSession, limit_s: float = 1.0) -> None:
     async with asyncio.timeout(limit_s):
-        while (await (await client.get("/health")).json())["state"] != "idle":
+        while (await (await client.get("/health")).json())["state"] != "idle":  # noqa: ASYNC110 - from outside
             await asyncio.sleep(0.02)
 
 
@@ -297,7 +297,7 @@ async def test_a_taken_port_is_skipped(tmp_path: Path, models: Path) -> None:
 
 @pytest.mark.parametrize("model", ["tiny-tensor", "all-minilm-l6-v2", "bee-talk"])
 async def test_nothing_is_imported_after_ready(tmp_path: Path, models: Path, model: str) -> None:
-    requests = {
+    requests: dict[str, list[tuple[str, object]]] = {
         "tiny-tensor": [("/v2/models/m/infer", {"inputs": [{"name": "x"}]})],
         "all-minilm-l6-v2": [("/v1/embeddings", {"input": "bees"})],
         "bee-talk": [

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from rbee.worker.engine.cuda_advice import advise
 from rbee.worker.engine.native_messages import captured_stderr
 from rbee.worker.engine.runtime import runtime
 
+LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
 Array = NDArray[Any]
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -133,6 +135,8 @@ def _create_on_cuda(path: Path, spec: DeviceSpec) -> Session:
             failure = str(error)
     if session is not None and session.get_providers()[0] == CUDA_PROVIDER:
         session.disable_fallback()
+        if messages.text.strip():
+            LOGGER.info("the runtime says: %s", messages.text.strip())
         return session
     advice = advise(f"{messages.text}\n{failure}")
     raise ProviderUnavailable(
