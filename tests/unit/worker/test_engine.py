@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from tests.unit.worker import graphs
 
 from rbee.wire.errors import ConfigError, InvalidRequest
@@ -261,6 +261,20 @@ async def test_inputs_are_held_against_the_model(models: Path, runner: Runner) -
     ):
         with pytest.raises(InvalidRequest, match=sentence):
             await model.infer(given, wanted)
+
+
+@pytest.mark.parametrize(("kernel", "warm"), [(3, True), (60, True), (300, False)])
+def test_a_model_with_free_sizes_is_warmed_up_at_one_that_fits(
+    tmp_path: Path, runner: Runner, caplog: pytest.LogCaptureFixture, kernel: int, warm: bool
+) -> None:
+    weights = np.ones((1, 1, kernel, kernel), np.float32)
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"])]
+    image = graphs.value("x", TensorProto.FLOAT, "batch", 1, "height", "width")
+    output = graphs.value("y", TensorProto.FLOAT, "batch", 1, "h", "w2")
+    graphs.save(tmp_path / "model.onnx", nodes, [image], [output], (("w", weights),))
+    folder = read_folder(tmp_path)
+    TensorModel(create_session(folder.model_file, CPU), folder.facts.graph, runner).warm_up()
+    assert ("served without one" in caplog.text) is not warm
 
 
 def test_threads_follow_the_cgroups_quota(tmp_path: Path) -> None:

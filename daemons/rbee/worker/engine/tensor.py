@@ -3,16 +3,18 @@
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rbee.wire.errors import InvalidRequest
+from rbee.wire.errors import InferenceError, InvalidRequest
 from rbee.worker.engine.onnx_file import GraphFacts, TensorInfo
 from rbee.worker.engine.sessions import Array, Runner, Session, numpy_type, run_session
 
+LOGGER = logging.getLogger(__name__)
 DATATYPES: Mapping[str, str] = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
@@ -21,6 +23,7 @@ DATATYPES: Mapping[str, str] = {
 NAMES = {element: datatype for datatype, element in DATATYPES.items()}
 KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "iuf", "O": "U"}
 MOST_ELEMENTS = 1 << 26
+WARM_UP_SIZES = (1, 16, 64, 224)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +151,28 @@ class TensorModel:
         return list(wanted) or names
 
     def warm_up(self) -> None:
-        """One run on zeros, each unknown size 1, in the calling thread."""
-        feeds = {tensor.name: _zeros(tensor) for tensor in self.inputs}
-        run_session(self._session, [tensor.name for tensor in self.outputs], feeds)
+        """One run on zeros, in the calling thread; raises InferenceError where the sizes are fixed and it fails.
+
+        What sizes a model with free ones accepts is not written in it: the first of a few that works will do. Where
+        none does the model is served nevertheless, as a caller may know better.
+        """
+        free = any(-1 in protocol_shape(tensor) for tensor in self.inputs)
+        for size in WARM_UP_SIZES if free else WARM_UP_SIZES[:1]:
+            feeds = {tensor.name: _zeros(tensor, size) for tensor in self.inputs}
+            try:
+                run_session(self._session, [tensor.name for tensor in self.outputs], feeds)
+            except InferenceError:
+                if not free:
+                    raise
+            else:
+                return
+        LOGGER.warning("no warm-up input fits this model; it is served without one")
 
 
-def _zeros(tensor: TensorInfo) -> Array:
-    shape = [1 if size < 0 else size for size in protocol_shape(tensor)]
+def _zeros(tensor: TensorInfo, free: int) -> Array:
+    """Zeros in the tensor's shape; a free first size is the batch and stays 1, other free ones are ``free``."""
+    sizes = protocol_shape(tensor)
+    shape = [size if size >= 0 else (free if at else 1) for at, size in enumerate(sizes)]
     if tensor.element == "string":
         return np.full(shape, "", dtype=object)
     return np.zeros(shape, numpy_type(tensor.element))
