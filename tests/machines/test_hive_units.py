@@ -200,3 +200,73 @@ def test_the_hive_is_small_and_its_status_says_how_it_is(node: Machine) -> None:
     pid = node.unit("rbee-hive")["MainPID"]
     resident = next(line for line in node.read(f"/proc/{pid}/status").splitlines() if line.startswith("VmRSS"))
     assert int(resident.split()[1]) <= 60 * 1024
+
+
+def test_an_idle_worker_is_stopped_and_the_checks_are_no_activity(node: Machine) -> None:
+    node.write("/etc/rbee/workers/w3.yaml", f"model: {MODEL}\nidle_limit_s: 3\n")
+    start(node, "w3")
+    row = until(node, "w3", "stopped", limit=15)
+    assert row["reason"] == "idle"
+    until(node, "w3", "stopped", QUEEN)
+    lines = [r for r in node.journal("rbee-hive", "RBEE_WORKER=w3") if r.get("RBEE_REASON") == "idle"]
+    assert [r["MESSAGE"].split(" event=")[0] for r in lines].count("worker is idle past its limit, stopping it") == 1
+    node.write("/etc/rbee/workers/w3.yaml", f"model: {MODEL}\n")
+
+
+def test_a_worker_whose_http_is_dead_is_unhealthy_then_restarted(node: Machine) -> None:
+    start(node, "w1")
+    life = rows(node)["w1"]
+    node.run(["kill", "-STOP", str(life["pid"])])
+    until(node, "w1", "unhealthy", limit=15)
+    until(node, "w1", "idle", limit=60)
+    assert rows(node)["w1"]["invocation_id"] != life["invocation_id"]
+    assert metric(node, 'rbee_hive_health_checks_total{result="unhealthy"}') >= 3
+
+
+def test_the_log_of_a_worker_comes_from_the_journal(node: Machine) -> None:
+    start(node, "w1")
+    answer = node.http("GET", HIVE, "/v1/workers/w1/logs?lines=50", headers={"Accept": "application/x-ndjson"})
+    assert answer.status == 200
+    lines = [json.loads(line) for line in answer.body.splitlines()]
+    assert any(line["message"].startswith("worker ready") and line["fields"].get("worker") == "w1" for line in lines)
+
+
+def test_every_hive_route_over_tcp_wants_the_token(node: Machine) -> None:
+    for path in ("/v1/health", "/v1/workers/list", "/v1/resources", "/v1/capabilities"):
+        assert node.http("GET", 9200, path).status == 401
+    token = node.read("/etc/credstore/rbee.hive_api_token").strip()
+    assert node.http("GET", 9200, "/v1/workers/list", token=token).status == 200
+    assert node.http("GET", 9200, "/health").status == 200
+
+
+def test_the_provider_that_really_starts_is_told_apart(node: Machine) -> None:
+    answer = node.http("GET", HIVE, "/v1/capabilities")
+    assert answer.status == 200, answer.body
+    told = json.loads(answer.body)
+    assert told["backends"] == ["cpu"]
+    assert told["providers"]["CUDAExecutionProvider"]["reason"]
+
+
+def test_a_reload_keeps_the_old_configuration_where_the_new_one_is_wrong(node: Machine) -> None:
+    good = node.read("/etc/rbee/hive.yaml")
+    node.write("/etc/rbee/hive.yaml", good + "idle_limit_s: soon\n")
+    node.systemctl("reload", "rbee-hive")
+    wait_until(lambda: "reload refused" in node.unit("rbee-hive")["StatusText"], "the refusal is shown", 5)
+    node.write("/etc/rbee/hive.yaml", good)
+    node.systemctl("reload", "rbee-hive")
+    wait_until(lambda: "queen reachable" in node.unit("rbee-hive")["StatusText"], "the status is back", 5)
+
+
+def test_a_stopped_hive_leaves_its_workers_and_no_complaint(node: Machine) -> None:
+    start(node, "w1")
+    pid = rows(node)["w1"]["pid"]
+    began = time.time()
+    node.systemctl("restart", "rbee-hive")
+    assert int(node.unit("rbee-worker@w1")["MainPID"]) == pid
+    until(node, "w1", "idle", limit=2)
+    complaints = [
+        record["MESSAGE"]
+        for record in node.journal("rbee-hive")
+        if int(record["PRIORITY"]) <= 4 and int(record["__REALTIME_TIMESTAMP"]) / 1e6 > began
+    ]
+    assert complaints == []

@@ -142,6 +142,9 @@ class HiveDaemon:
         self._put_tokens(config)
         if self._session is not None:
             _put_bearer(self._session, _callback_token(config))
+        waiting = needing_restart(self._config, config)
+        if waiting:
+            log(LOGGER, logging.WARNING, "these fields change with a restart only", fields=", ".join(waiting))
         self._config = config
         self._control.use(config)
         self._api.use(config)
@@ -344,6 +347,16 @@ class HiveDaemon:
                 return f"degraded: callbacks to the queen fail ({callback.why})"
             case _:
                 return f"queen not reachable ({callback.why})"
+
+
+_RELOADABLE = frozenset({"limits", "tokens", "log_level", "idle_limit_s", "model_roots"})
+
+
+def needing_restart(old: HiveConfig, new: HiveConfig) -> list[str]:
+    """The fields that differ and that a reload does not put in force."""
+    return [
+        name for name in old.__struct_fields__ if name not in _RELOADABLE and getattr(old, name) != getattr(new, name)
+    ]
 
 
 def _callback_token(config: HiveConfig) -> Secret | None:

@@ -1,6 +1,7 @@
 """Asks each ready worker for its health over its own socket; stops the idle, restarts the dead."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 import aiohttp
@@ -11,10 +12,14 @@ from rbee.hive.workers import WorkerTable
 from rbee.host.paths import Paths
 from rbee.wire.errors import ProtocolError, RbeeError, WorkerUnreachable
 from rbee.wire.http.client import client_session, fetch_json
+from rbee.wire.log import log
 from rbee.wire.messages import WorkerHealth
 
+LOGGER = logging.getLogger(__name__)
 CHECK_LIMIT_S = 2.0
 FAILURES_TO_UNHEALTHY = 3
+FAILURES_TO_FORGET = 60
+"""After so many failures in a row a worker outside the supervisor is forgotten: nobody else can tell of its end."""
 
 
 def idle_limit(worker: Worker, default_s: float) -> float:
@@ -68,26 +73,54 @@ class HealthChecks:
         serving = [worker for worker in self._table.all() if worker.serving]
         for worker_id in self._sessions.keys() - {worker.worker_id for worker in serving}:
             await self._drop_session(worker_id)
-        await asyncio.gather(*(self._check(worker) for worker in serving))
+        await asyncio.gather(*(self._check(worker) for worker in serving), self._look_for_strangers())
+
+    async def _look_for_strangers(self) -> None:
+        """Say so where something answers on the address of a worker whose unit is gone; it is never routed."""
+        for worker_id, url in self._table.take_left_addresses():
+            if await stranger_answers(url):
+                log(
+                    LOGGER,
+                    logging.WARNING,
+                    "something answers on the address of a worker whose unit is gone: not ours, never routed",
+                    worker=worker_id,
+                    url=url,
+                )
 
     async def _check(self, worker: Worker) -> None:
         async with self._slots:
             self._table.read_missing_facts(worker.worker_id)
             life = worker.unit.invocation_id
-            try:
-                health = await self.ask(worker)
-            except RbeeError as error:
-                self._metrics.health_checks.labels("unhealthy").inc()
-                await self._drop_session(worker.worker_id)
-                if worker.unit.invocation_id == life and self._table.on_health_failure(
-                    worker.worker_id, error.message, FAILURES_TO_UNHEALTHY
-                ):
-                    await self._on_unhealthy(worker.worker_id)
-                return
-            self._metrics.health_checks.labels("healthy").inc()
+            health, why = await self._ask_or_why(worker)
             if worker.unit.invocation_id != life:
                 return
-            self._table.on_health(worker.worker_id, health)
+            try:
+                if health is None:
+                    await self._on_failure(worker, why)
+                else:
+                    self._table.on_health(worker.worker_id, health)
+                    await self._stop_if_idle(worker, health)
+            except RbeeError as error:
+                log(LOGGER, logging.WARNING, "the order failed", worker=worker.worker_id, why=error.message)
+
+    async def _ask_or_why(self, worker: Worker) -> tuple[WorkerHealth | None, str]:
+        try:
+            health = await self.ask(worker)
+        except RbeeError as error:
+            self._metrics.health_checks.labels("unhealthy").inc()
+            await self._drop_session(worker.worker_id)
+            return None, error.message
+        self._metrics.health_checks.labels("healthy").inc()
+        return health, ""
+
+    async def _on_failure(self, worker: Worker, why: str) -> None:
+        if self._table.on_health_failure(worker.worker_id, why, FAILURES_TO_UNHEALTHY):
+            await self._on_unhealthy(worker.worker_id)
+        if worker.external is not None and worker.failures >= FAILURES_TO_FORGET:
+            log(LOGGER, logging.WARNING, "a worker outside systemd is gone, forgetting it", worker=worker.worker_id)
+            self._table.unregister_external(worker.worker_id)
+
+    async def _stop_if_idle(self, worker: Worker, health: WorkerHealth) -> None:
         limit_s = idle_limit(worker, self._idle_default_s())
         if worker.external is None and idle_too_long(health, limit_s):
             await self._on_idle(worker.worker_id, health.idle_s, limit_s)

@@ -1,6 +1,7 @@
 """A worker's log lines: from the journal, or from what its supervisor kept of its output."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
@@ -40,6 +41,7 @@ class JournalLogs:
         process = await asyncio.create_subprocess_exec(
             *command,
             *(["--follow"] if follow else []),
+            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

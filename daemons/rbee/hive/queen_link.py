@@ -97,7 +97,7 @@ class QueenLink:
             try:
                 if not await self._one_session():
                     wait = NO_SESSION_RETRY_S  # a queen that does not know the route: heartbeats do
-            except (aiohttp.ClientError, TimeoutError, RbeeError, msgspec.MsgspecError) as error:
+            except (aiohttp.ClientError, OSError, TimeoutError, RbeeError, msgspec.MsgspecError) as error:
                 log(LOGGER, logging.DEBUG, "no session with the queen", why=f"{type(error).__name__} {error}")
             if self._session_open:
                 self._session_open = False

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from rbee.hive.definitions import Definition
 from rbee.hive.state import progress_of, state_of
 from rbee.host.units.facts import CLD_DUMPED, CLD_EXITED, CLD_KILLED, UnitFacts
-from rbee.wire.messages import ExternalReady, WorkerFacts, WorkerHealth, WorkerReport, WorkerState
+from rbee.wire.messages import ExternalReady, Progress, WorkerFacts, WorkerHealth, WorkerReport, WorkerState
 from rbee.wire.worker_spec import Backend
 
 _ENDED = (WorkerState.FAILED, WorkerState.STOPPED)
@@ -17,7 +17,8 @@ class Worker:
     """Everything that the hive knows of one worker; only the table changes it.
 
     ``last_pid`` is the process of the last life, for records of its end, never for a signal. ``ready_life`` and
-    ``crashed_life`` are the invocations whose READY and whose crash were counted.
+    ``crashed_life`` are the invocations whose READY and whose crash were counted. ``last_progress`` is how far the
+    loading of this life got, ``left_url`` the address that a life which ended has left.
     """
 
     worker_id: str
@@ -37,6 +38,8 @@ class Worker:
     spawned_us: int = 0
     spawned_unix: float | None = None
     ready_unix: float | None = None
+    last_progress: Progress | None = None
+    left_url: str = ""
     report: WorkerReport | None = field(default=None)
 
     @property
@@ -102,7 +105,7 @@ def make_report(worker: Worker, hive_id: str, boot_id: str, revision: int) -> Wo
         slots_available=_slots_available(worker, state),
         invocation_id=unit.invocation_id,
         pid=worker.last_pid if state is WorkerState.FAILED else unit.main_pid,
-        progress=progress_of(unit.status_text) if state is WorkerState.LOADING else None,
+        progress=_progress(worker, state),
         status_text=(unit.status_text or told)[:512],
         result=unit.result,
         exit_status=unit.exec_status if unit.exec_code == CLD_EXITED else 0,
@@ -152,6 +155,14 @@ def _slots_available(worker: Worker, state: WorkerState) -> int:
     if not state.ready or worker.facts is None:
         return 0
     return max(0, worker.facts.slots_total - worker.busy_slots)
+
+
+def _progress(worker: Worker, state: WorkerState) -> Progress | None:
+    """How far loading is; of a life that failed before it was ready, how far it got."""
+    if state is WorkerState.LOADING:
+        return progress_of(worker.unit.status_text)
+    unready = worker.ready_life != worker.unit.invocation_id
+    return worker.last_progress if state is WorkerState.FAILED and unready else None
 
 
 def _reference(model: str) -> str:

@@ -11,7 +11,7 @@ from rbee.hive.definitions import Definition
 from rbee.hive.facts_file import FactsProblem, read_worker_facts
 from rbee.hive.metrics import HiveMetrics
 from rbee.hive.report import Worker, make_report
-from rbee.hive.state import FORCE_KILLED, became_ready, crashed
+from rbee.hive.state import FORCE_KILLED, became_ready, crashed, progress_of
 from rbee.host.paths import Paths
 from rbee.host.units.facts import UnitFacts
 from rbee.wire.errors import WorkerNotFound
@@ -79,7 +79,11 @@ class WorkerTable:
             worker.spawned_unix = _unix_of(worker.spawned_us)
         if facts.running:
             self._on_running(worker)
-        elif crashed(facts) and worker.crashed_life != facts.invocation_id:
+        elif facts.active_state == "activating":
+            worker.last_progress = progress_of(facts.status_text) or worker.last_progress
+        elif worker.facts is not None and facts.active_state in ("inactive", "failed"):
+            worker.left_url = worker.facts.url
+        if crashed(facts) and worker.crashed_life != facts.invocation_id:
             worker.crashed_life = facts.invocation_id
             if self._live:
                 self._metrics.crashes.labels(worker.model).inc()
@@ -126,12 +130,12 @@ class WorkerTable:
         self._publish(worker)
 
     def on_health_failure(self, worker_id: str, why: str, limit: int) -> bool:
-        """The worker's HTTP did not answer; returns whether that made it unhealthy just now."""
+        """The worker's HTTP did not answer; returns whether it is time to restart it (again)."""
         worker = self._workers.get(worker_id)
         if worker is None or not worker.serving:
             return False
         worker.failures += 1
-        if worker.failures < limit or worker.unhealthy:
+        if worker.failures % limit:
             return False
         worker.unhealthy = True
         log(LOGGER, logging.WARNING, "worker is unhealthy", worker=worker_id, failures=worker.failures, why=why)
@@ -207,6 +211,14 @@ class WorkerTable:
         """The worker, or None."""
         return self._workers.get(worker_id)
 
+    def take_left_addresses(self) -> "list[tuple[str, str]]":
+        """(worker, url) of units that ended since the last call, where no other worker of ours has the address."""
+        used = {report.url for report in self.reports()}
+        left = [(worker.worker_id, worker.left_url) for worker in self._workers.values() if worker.left_url]
+        for worker_id, _ in left:
+            self._workers[worker_id].left_url = ""
+        return [(worker_id, url) for worker_id, url in left if url not in used]
+
     def all(self) -> "list[Worker]":
         """Every worker, by id."""
         return [self._workers[worker_id] for worker_id in sorted(self._workers)]
@@ -269,14 +281,17 @@ def change_between(previous: WorkerReport | None, report: WorkerReport) -> Chang
         return Change.READY
     if different <= {*_QUIET, *(("state",) if both_ready else ())}:
         return Change.QUIET
-    return Change.DETAIL if different <= {*_DETAIL, *_QUIET} else Change.STATE
+    if not different <= {*_DETAIL, *_QUIET}:
+        return Change.STATE
+    # the text of a worker that serves waits for the heartbeat: it says nothing that anybody acts upon
+    return Change.QUIET if both_ready else Change.DETAIL
 
 
 def _forget_last_life(worker: Worker) -> None:
     worker.facts, worker.facts_problem = None, ""
     worker.health, worker.failures, worker.unhealthy = None, 0, False
     worker.stop_reason = ""
-    worker.ready_unix = None
+    worker.ready_unix, worker.last_progress, worker.left_url = None, None, ""
     worker.last_pid = 0
 
 

@@ -33,6 +33,7 @@ class Bus:
         self._connection = connection
         self._call_limit_s = call_limit_s
         self._slots = asyncio.Semaphore(CALLS_IN_FLIGHT)
+        self._ended = asyncio.create_task(self._end(), name="end of the bus connection")
 
     @classmethod
     async def connect(cls, address: str | None, handler: Callable[[Message], None], call_limit_s: float) -> "Bus":
@@ -59,14 +60,15 @@ class Bus:
     async def close(self) -> None:
         """End the connection and wait until its reader is gone."""
         self._connection.disconnect()
-        try:
-            async with asyncio.timeout(self._call_limit_s):
-                await self.lost()
-        except TimeoutError:
-            return
+        await asyncio.wait({self._ended}, timeout=self._call_limit_s)
+        self._ended.cancel()
 
     async def lost(self) -> str:
         """Wait for the end of the connection; returns why, in words."""
+        return await asyncio.shield(self._ended)
+
+    async def _end(self) -> str:
+        # the library's future is one for all: awaited here alone, because a cancelled waiter would cancel it
         try:
             await self._connection.wait_for_disconnect()  # type: ignore[no-untyped-call]
         except (OSError, EOFError, DBusFastError) as error:
