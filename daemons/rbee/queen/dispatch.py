@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import logging
 import random
 import time
@@ -26,6 +27,7 @@ LOGGER = logging.getLogger(__name__)
 REQUEST_ID_HEADER = "X-Request-Id"
 TRIES = 3
 _MOST_REFUSAL_BYTES = 1 << 20
+_LARGE_BODY_BYTES = 1 << 20
 _BUSY_WAIT_S = 0.25
 _ELSEWHERE = {AllSlotsBusy.code, Draining.code, ModelLoading.code}
 """Refusals of a worker after which the request is placed anew."""
@@ -71,7 +73,10 @@ class Refused:
 
 
 class Upstream:
-    """A worker that answers: its status, headers and body, and the slot that it holds until :meth:`close`."""
+    """A worker that answers: its status, headers and body, and the slot that it holds until :meth:`close`.
+
+    ``passed`` is set once a byte of its body went on to the client.
+    """
 
     def __init__(
         self, lease: Lease, response: aiohttp.ClientResponse, first: bytes, queue_ms: float, patience: Patience
@@ -80,6 +85,7 @@ class Upstream:
         self.response = response
         self.worker = str(lease.worker.key)
         self.queue_ms = queue_ms
+        self.passed = False
         self._first = first
         self._patience = patience
 
@@ -208,9 +214,10 @@ class Dispatcher:
                 return
 
     @staticmethod
-    def _body(call: Call, worker: Worker) -> bytes:
+    def _body(call: Call, worker: Worker) -> bytes | io.BytesIO:
         name = worker.report.model
-        return call.body if name is None or name == call.asked else renamed(call.body, name)
+        body = call.body if name is None or name == call.asked else renamed(call.body, name)
+        return io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body  # a large one goes out in pieces
 
     def _headers(self, call: Call) -> dict[str, str]:
         headers = request_headers() | dict(call.headers) | self._authorization()

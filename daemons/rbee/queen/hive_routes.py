@@ -88,8 +88,8 @@ class HiveRoutes:
         beat = await read_json(request, Heartbeat)
         if beat.hive_id != hive_id:
             raise _field("hive_id", "expected the one in the path")
-        if any(report.hive_id != hive_id for report in beat.workers):
-            raise _field("workers", "every worker of a picture has the hive_id of the picture")
+        if any((report.hive_id, report.boot_id) != (hive_id, beat.boot_id) for report in beat.workers):
+            raise _field("workers", "every worker of a picture has its hive_id and boot_id")
         core.metrics.heartbeats.inc()
         now = time.monotonic()
         core.sessions.check(hive_id, beat.boot_id, now)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
-from rbee.queen.dispatch import Call, Dispatcher, Refused, Upstream
+from rbee.queen import relay
+from rbee.queen.dispatch import TRIES, Call, Dispatcher, Refused, Upstream
 from rbee.queen.metrics import QueenMetrics
 from rbee.queen.reply import Sink
 from rbee.queen.stories import Story
@@ -65,27 +66,42 @@ async def carry(dispatcher: Dispatcher, call: Call, sink: Sink, story: Story, ac
     request at the worker with it.
     """
     try:
-        if call.stream and call.patient and not dispatcher.admission.at_once(call.model):
-            answer = await _open_and_tell(dispatcher, call, sink, story)
-        else:
-            answer = await dispatcher.open(call)
-        if isinstance(answer, Refused):
-            account.failed(answer.info(None).code)
-            if not sink.begun:
-                return answer
-            await sink.write(story.error(answer.info(context.correlation_id.get())))
-            await sink.end()
-            return None
-        await _pass_on(dispatcher, call, answer, sink, story)
-        account.ok()
+        for number in range(1, TRIES + 1):
+            answer = await _open(dispatcher, call, sink, story)
+            if isinstance(answer, Refused):
+                return await _refuse(answer, sink, story, account)
+            try:
+                await _pass_on(dispatcher, call, answer, sink, story)
+            except WorkerFailed as error:
+                if answer.passed or number == TRIES or not relay.is_broken(error):
+                    raise  # a client that has bytes of one worker gets none of another
+            else:
+                account.ok()
+                return None
     except RbeeError as error:
         if not sink.begun:
             raise
         account.failed(error.code)
         info = error.openai_info if story.openai else error.info
-        await sink.write(story.error(info(context.correlation_id.get())))
+        await sink.write(story.queued() + story.error(info(context.correlation_id.get())))
         await sink.end()
     return None
+
+
+async def _refuse(answer: Refused, sink: Sink, story: Story, account: Account) -> Refused | None:
+    info = answer.info(context.correlation_id.get())
+    account.failed(info.code)
+    if not sink.begun:
+        return answer
+    await sink.write(story.queued() + story.error(info))
+    await sink.end()
+    return None
+
+
+async def _open(dispatcher: Dispatcher, call: Call, sink: Sink, story: Story) -> Upstream | Refused:
+    if call.stream and call.patient and not dispatcher.admission.at_once(call.model):
+        return await _open_and_tell(dispatcher, call, sink, story)
+    return await dispatcher.open(call)
 
 
 async def _open_and_tell(dispatcher: Dispatcher, call: Call, sink: Sink, story: Story) -> Upstream | Refused:
@@ -146,13 +162,14 @@ async def _say(sink: Sink, words: bytes) -> None:
 async def _pass_on(dispatcher: Dispatcher, call: Call, upstream: Upstream, sink: Sink, story: Story) -> None:
     prologue = b""
     if upstream.is_events:
-        prologue = (b"" if sink.begun else story.queued()) + story.placed(upstream)
+        prologue = story.queued() + story.placed(upstream)
     whole = False
     try:
         async with aclosing(upstream.body()) as body:
             async for chunk in body:
                 if not sink.begun:
                     await sink.begin(upstream)
+                upstream.passed = True
                 await sink.write(prologue + chunk if prologue else chunk)
                 prologue = b""
         if not sink.begun:

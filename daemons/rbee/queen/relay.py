@@ -13,6 +13,7 @@ from rbee.wire.sse import DONE
 
 _MOST_EVENT_BYTES = 8 << 20
 _BOUNDARY = b"\n\n"
+_LOST = "connection lost"
 
 
 class WholeEvents:
@@ -103,6 +104,11 @@ def broken(worker: str) -> WorkerFailed:
     """The error of a request whose worker went away after it had begun to answer."""
     return WorkerFailed(
         "the worker went away while it answered: what came so far is all there is; ask again",
-        details={"worker": worker, "reason": "connection lost"},
+        details={"worker": worker, "reason": _LOST},
         retry_after_s=1,
     )
+
+
+def is_broken(error: WorkerFailed) -> bool:
+    """Whether the error is one of :func:`broken`: the worker went away, as opposed to fell silent."""
+    return error.details.get("reason") == _LOST

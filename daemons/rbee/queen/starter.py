@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from rbee.queen.hive_client import HiveClient
 from rbee.queen.owner import Owner
@@ -10,12 +11,22 @@ from rbee.queen.registry import Change, Registry
 from rbee.queen.routing import Key
 from rbee.wire.errors import RbeeError
 from rbee.wire.log import log
-from rbee.wire.messages import SpawnRequest
+from rbee.wire.messages import SpawnRequest, WorkerReport, WorkerState
 
 LOGGER = logging.getLogger(__name__)
 REPORT_LIMIT_S = 15.0
 """How long a hive that accepted a start may take to report a change of the worker."""
 Settled = Callable[[Key, RbeeError | None], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Start:
+    before: WorkerReport
+    reported: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def is_news(self, report: WorkerReport) -> bool:
+        """Whether the report speaks of the start: what was known before, or stopped still, does not."""
+        return report is not self.before and report.state is not WorkerState.STOPPED
 
 
 class Starter:
@@ -27,7 +38,7 @@ class Starter:
         self._hives = hives
         self._owner = owner
         self._settled = settled
-        self._under_way: dict[Key, asyncio.Event] = {}
+        self._under_way: dict[Key, _Start] = {}
         registry.listen(self._on_change)
 
     @property
@@ -37,25 +48,26 @@ class Starter:
 
     def start(self, key: Key) -> None:
         """Begin to start the worker unless that is under way; returns at once."""
-        if key in self._under_way:
+        worker = self._registry.worker(key)
+        if key in self._under_way or worker is None:
             return
-        self._under_way[key] = asyncio.Event()
+        self._under_way[key] = _Start(worker.report)
         if self._owner.spawn(self._run(key), f"start {key}") is None:
             self._under_way.pop(key, None)
 
     def _on_change(self, change: Change) -> None:
         if change.load_only:
             return
-        reported = self._under_way.get(change.worker.key)
-        if reported is not None:
-            reported.set()
+        start = self._under_way.get(change.worker.key)
+        if start is not None and (change.removed or start.is_news(change.worker.report)):
+            start.reported.set()
 
     async def _run(self, key: Key) -> None:
         error: RbeeError | None = None
         try:
             await self._ask(key)
             async with asyncio.timeout(REPORT_LIMIT_S):
-                await self._under_way[key].wait()
+                await self._under_way[key].reported.wait()
         except RbeeError as refused:
             error = refused
             log(LOGGER, logging.ERROR, "start refused", worker=str(key), code=refused.code, why=refused.message)

@@ -97,9 +97,13 @@ class TypedStory:
         self._request_id = request_id
         self._model = model
         self._named: str | None = None
+        self._queued = False
 
     def queued(self) -> bytes:
-        """The event ``queued``."""
+        """The event ``queued``, once."""
+        if self._queued:
+            return b""
+        self._queued = True
         return _event("queued", Queued(self._request_id, self._model))
 
     def news(self, report: WorkerReport) -> bytes:
