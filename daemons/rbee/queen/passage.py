@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
@@ -15,7 +16,10 @@ from rbee.queen.stories import Story
 from rbee.wire import context
 from rbee.wire.errors import RbeeError, WorkerFailed
 from rbee.wire.http.metrics import exemplar
+from rbee.wire.log import log
 from rbee.wire.messages import WorkerReport
+
+LOGGER = logging.getLogger(__name__)
 
 
 def _codes(kind: type[RbeeError]) -> Iterator[str]:
@@ -82,6 +86,7 @@ async def carry(dispatcher: Dispatcher, call: Call, sink: Sink, story: Story, ac
         if not sink.begun:
             raise
         account.failed(error.code)
+        log(LOGGER, logging.ERROR, "answer ended with an error", code=error.code, model=call.model, why=error.message)
         info = error.openai_info if story.openai else error.info
         await sink.write(story.queued() + story.error(info(context.correlation_id.get())))
         await sink.end()
@@ -114,6 +119,7 @@ async def _open_and_tell(dispatcher: Dispatcher, call: Call, sink: Sink, story: 
 
     opening = asyncio.create_task(dispatcher.open(dataclasses.replace(call, news=news)), name="open")
     opening.add_done_callback(lambda _: stirred.set())
+    used = False
     try:
         await asyncio.wait((opening,), timeout=story.first_word_s or 0.001)  # what is refused at once is an answer
         if not opening.done():
@@ -125,12 +131,11 @@ async def _open_and_tell(dispatcher: Dispatcher, call: Call, sink: Sink, story: 
             latest.clear()
             if words or quiet:
                 await _say(sink, words or story.still())
+        used = True
         return opening.result()
     finally:
-        if not opening.done():
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
-        _close_unused(opening)
+        if not used:
+            await _discard(opening)
 
 
 async def _quiet(stirred: asyncio.Event, limit_s: float) -> bool:
@@ -142,14 +147,12 @@ async def _quiet(stirred: asyncio.Event, limit_s: float) -> bool:
     return False
 
 
-def _close_unused(opening: "asyncio.Task[Upstream | Refused]") -> None:
-    """Close what was opened in the very turn in which the client left."""
-    task = asyncio.current_task()
-    leaving = task is not None and task.cancelling() > 0
-    if leaving and not opening.cancelled() and opening.exception() is None:
-        answer = opening.result()
-        if isinstance(answer, Upstream):
-            answer.close()
+async def _discard(opening: "asyncio.Task[Upstream | Refused]") -> None:
+    """Nobody wants the answer any more: stop asking for it, or close what was opened in that very turn."""
+    opening.cancel()
+    (answer,) = await asyncio.gather(opening, return_exceptions=True)
+    if isinstance(answer, Upstream):
+        answer.close()
 
 
 async def _say(sink: Sink, words: bytes) -> None:

@@ -13,8 +13,10 @@ import pytest
 from tests.unit.queen.conftest import API_TOKEN, Configured, Fields, RunningQueen
 from tests.unit.queen.partners import MODEL, WorkerPartner, report, until
 
-from rbee.queen.dispatch import renamed
+from rbee.queen.dispatch import Call, Upstream, renamed
+from rbee.queen.passage import Account, carry
 from rbee.queen.relay import WholeEvents
+from rbee.queen.stories import TypedStory
 from rbee.wire.messages import WorkerState
 
 CHAT = "/v1/chat/completions"
@@ -316,3 +318,45 @@ async def test_the_unix_socket_serves_the_same(serving: RunningQueen) -> None:
             assert response.status == 200
         async with local.get("http://queen/v2/workers/list") as response:
             assert len((await response.json())["workers"]) == 1
+
+
+class LeavingSink:
+    """A client that leaves while it is told that its request waits, just as a worker takes the request."""
+
+    begun = False
+
+    def __init__(self, left: asyncio.Event) -> None:
+        self._left = left
+
+    async def begin(self, upstream: Upstream | None) -> None:
+        await self._left.wait()
+        raise ConnectionResetError("the client left")
+
+    async def write(self, chunk: bytes) -> None:
+        raise AssertionError("the answer has not begun")
+
+    async def end(self) -> None:
+        raise AssertionError("the answer has not begun")
+
+    def abort(self) -> None:
+        raise AssertionError("the answer has not begun")
+
+
+async def test_a_client_that_leaves_in_the_turn_of_its_placing_holds_no_slot(
+    queen: RunningQueen, worker: WorkerPartner
+) -> None:
+    worker.hold = asyncio.Event()
+    await queen.tell(report(WorkerState.LOADING, url=None))
+    left = asyncio.Event()
+    call = Call(MODEL, MODEL, lambda _: CHAT, b'{"model":"talk","stream":true}', {}, stream=True)
+    story = TypedStory("id", MODEL)
+    carrying = asyncio.create_task(carry(queen.core.dispatcher, call, LeavingSink(left), story, Account()))
+    await until(lambda: queen.core.admission.waiting == 1)
+    await queen.tell(report(url=worker.url))
+    await until(lambda: worker.running == 1)
+    await asyncio.sleep(0.05)
+    left.set()
+    with pytest.raises(ConnectionResetError):
+        await carrying
+    assert queen.core.admission.in_flight == 0
+    await until(lambda: worker.gone == 1)
