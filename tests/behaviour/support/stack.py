@@ -51,6 +51,7 @@ class Stack:
         self.queen_port, self.hive_port = free_port(), free_port()
         self.queen_config: dict[str, Any] = {}
         self.hive_config: dict[str, Any] = {}
+        self.worker_config: dict[str, Any] = {}
         self.environment: dict[str, str] = {}
         self.queen: DaemonProcess | None = None
         self.hive: DaemonProcess | None = None
@@ -105,7 +106,7 @@ class Stack:
             "tokens": {"worker_api_token": str(self.token_file("worker_api_token"))},
         }
         path = self.config_dir / "worker.yaml"
-        path.write_text(yaml.safe_dump(merged(base, over or {})))
+        path.write_text(yaml.safe_dump(merged(merged(base, self.worker_config), over or {})))
         return path
 
     def define_worker(self, worker: str, model: str, **fields: object) -> Path:
