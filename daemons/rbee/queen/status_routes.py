@@ -170,6 +170,9 @@ class StatusRoutes:
     async def model(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/models/M: the metadata that its worker gives; a model that is not loaded is not started for it."""
         ask = await read_ask(request, self._core.aliases, request.match_info["model"])
+        workers = self._core.registry.serving(ask.model)
+        if workers and not any(routable(worker) for worker in workers):
+            raise self._core.admission.loading_error(ask.model)
         call = Call(
             ask.model,
             ask.asked,

@@ -147,7 +147,7 @@ async def test_models_are_listed_with_state_and_aliases(several: RunningQueen, w
     assert (await several.get("/v2/aliases"))[1] == {"aliases": {}}
 
 
-async def test_open_inference_metadata(serving: RunningQueen) -> None:
+async def test_open_inference_metadata(serving: RunningQueen, hive: HivePartner) -> None:
     assert (await serving.get("/v2"))[1]["version"] == __version__
     assert await serving.get("/v2/health/live") == (200, {"live": True})
     assert await serving.get("/v2/health/ready") == (200, {"ready": True})
@@ -158,6 +158,9 @@ async def test_open_inference_metadata(serving: RunningQueen) -> None:
     assert await serving.get(f"/v2/models/{MODEL}/ready") == (503, {"name": MODEL, "ready": False})
     status, body = await serving.get(f"/v2/models/{MODEL}")
     assert (status, body["error"]["code"]) == (503, "MODEL_LOADING")
+    await serving.beat(report(WorkerState.STOPPED, url=None), api_url=hive.url)
+    assert (await serving.get(f"/v2/models/{MODEL}"))[0] == 503
+    assert hive.spawned == []
 
 
 async def test_health_is_open_and_deep_health_asks(serving: RunningQueen, hive: HivePartner) -> None:
