@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from rbee.hive.daemon import SEE_OFF_S
 from rbee.wire import names
 
 UNITS = Path(__file__).resolve().parents[2] / "units"
 SERVICES = ("rbee-queen.service", "rbee-hive.service", "rbee-worker@.service")
 MOST_EXPOSED = 15
 EVERYWHERE = (
-    *("Type=notify", "NotifyAccess=main", "WatchdogSec=30", "TimeoutStartSec=90", "TimeoutStopSec=30"),
-    *("Restart=on-failure", "RestartPreventExitStatus=78 69 243", "KillMode=mixed", "StartLimitBurst=10", "LimitCORE=0"),
+    *("Type=notify", "NotifyAccess=main", "WatchdogSec=30", "TimeoutStartSec=90", "LimitCORE=0"),
+    *("Restart=on-failure", "RestartPreventExitStatus=78 69 243", "KillMode=mixed", "StartLimitBurst=10"),
     *("PartOf=rbee.target", "WantedBy=rbee.target", "ExecReload=/bin/kill -HUP $MAINPID", "NoNewPrivileges=yes"),
     *("ProtectSystem=strict", "MemoryDenyWriteExecute=yes", "SystemCallFilter=~@privileged @resources"),
 )
@@ -51,6 +52,13 @@ def comments(unit: str) -> str:
 @pytest.mark.parametrize("line", EVERYWHERE)
 def test_each_service_has_the_line(unit: str, line: str) -> None:
     assert line in lines(unit)
+
+
+def test_a_worker_has_30_s_to_drain_and_the_hive_stays_until_it_has_ended() -> None:
+    limits = {unit: next(line for line in lines(unit) if line.startswith("TimeoutStopSec=")) for unit in SERVICES}
+    seconds = {unit: int(line.partition("=")[2]) for unit, line in limits.items()}
+    assert seconds["rbee-worker@.service"] == 30
+    assert seconds["rbee-hive.service"] > SEE_OFF_S > seconds["rbee-worker@.service"]
 
 
 @pytest.mark.parametrize("unit", SERVICES)

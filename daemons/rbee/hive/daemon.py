@@ -18,6 +18,7 @@ from rbee.hive.capabilities import Probe
 from rbee.hive.config import CALLBACK_FIELD, HiveConfig, SupervisorKind, callback_url, hive_id_of
 from rbee.hive.control import Control
 from rbee.hive.definitions import Definitions
+from rbee.hive.farewell import see_off
 from rbee.hive.health import HealthChecks
 from rbee.hive.logs import JournalLogs, KeptLogs, LogSource
 from rbee.hive.metrics import HiveMetrics
@@ -44,6 +45,7 @@ LOGGER = logging.getLogger(__name__)
 CONNECTIVITY_LIMIT_S = 5.0
 _CLOSE_GRACE_S = 2.0
 _LAST_WORDS_S = 2.0
+SEE_OFF_S = 31.0  # a worker has 30 s (TimeoutStopSec), then SIGKILL; the hive's own unit gives it 35 s
 _REFRESH_MOST_S = 5.0
 _READY_STATES = (WorkerState.IDLE, WorkerState.BUSY)
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "PYTHONPATH")
@@ -65,6 +67,7 @@ class HiveDaemon:
         self._sockets = list(sockets)
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks = TaskOwner(self._on_failure)
+        self._news = asyncio.Event()
         self._verifier = TokenVerifier({})
         self._put_tokens(self._config)
         registry = CollectorRegistry()
@@ -152,12 +155,14 @@ class HiveDaemon:
         log(LOGGER, logging.INFO, "configuration read again", **loaded.describe())
 
     async def stop(self) -> None:
-        """Stop reporting and serving; workers of systemd go on, child processes are stopped with the hive."""
+        """Stop reporting and serving. Workers of systemd go on, unless it stops them too; child processes end."""
         if self._config.supervisor is SupervisorKind.CHILD:
             # still reporting: the queen hears that each of them drains and ends
             await self._units.close()
             if self._callbacks is not None:
                 await self._callbacks.flush(_LAST_WORDS_S)
+        elif self._serving:
+            await see_off(self._table, self._units, self._news, SEE_OFF_S)
         await self._tasks.close()
         if self._callbacks is not None:
             self._callbacks.close()
@@ -298,6 +303,7 @@ class HiveDaemon:
     # What happens.
 
     def _on_report(self, report: WorkerReport, change: Change) -> None:
+        self._news.set()
         if self._callbacks is not None and change is not Change.QUIET:
             self._callbacks.owe(report, change)
         self._show()
