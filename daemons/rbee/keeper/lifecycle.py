@@ -22,7 +22,8 @@ from rbee.wire.sse import SseDecoder
 EVENTS = "/v2/events"
 _QUIET_LIMIT_S = 300.0
 _HEAD_LIMIT_S = 10.0
-_STOP_LIMIT_S = 45.0
+_ORDER_LIMIT_S = 45.0
+"""The queen tries a hive three times for 10 s each before she says that it cannot be reached."""
 _ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
 _MOST_LINE = 1 << 20
 _DATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
@@ -67,7 +68,7 @@ async def _spawn(daemon: Daemon, request: SpawnRequest, *, wait: bool) -> dict[s
     before = _life(await _find(daemon, request.worker_id, request.hive_id))
 
     async def act() -> None:
-        await daemon.call("POST", "/v2/workers/spawn", dict[str, Any], body=request)
+        await daemon.call("POST", "/v2/workers/spawn", dict[str, Any], body=request, timeout_s=_ORDER_LIMIT_S)
 
     if not wait:
         await act()
@@ -89,7 +90,7 @@ async def _spawn(daemon: Daemon, request: SpawnRequest, *, wait: bool) -> dict[s
 async def _stop(daemon: Daemon, worker: WorkerReport, *, wait: bool) -> dict[str, str]:
     async def act() -> None:
         body = ShutdownRequest(worker_id=worker.worker_id, hive_id=worker.hive_id)
-        await daemon.call("POST", "/v2/workers/shutdown", dict[str, Any], body=body, timeout_s=_STOP_LIMIT_S)
+        await daemon.call("POST", "/v2/workers/shutdown", dict[str, Any], body=body, timeout_s=_ORDER_LIMIT_S)
 
     if not wait:
         await act()

@@ -11,7 +11,7 @@ from rbee.wire.worker_spec import Backend
 
 HEALTH_HEADS = ("WORKER", "HIVE", "STATE", "ANSWERS", "SLOTS BUSY", "IDLE FOR", "REQUESTS")
 UNHEALTHY = frozenset({WorkerState.FAILED, WorkerState.UNHEALTHY, WorkerState.STALE})
-HEADS = ("WORKER", "HIVE", "STATE", "MODEL", "BACKEND", "SLOTS", "URL", "NOTE")
+HEADS = ("WORKER", "HIVE", "STATE", "MODEL", "BACKEND", "SLOTS", "PID", "URL", "NOTE")
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -77,6 +77,7 @@ def row(worker: WorkerReport) -> tuple[str, ...]:
         worker.model or "-",
         backend,
         slots,
+        str(worker.pid or "-"),
         worker.url or "-",
         _note(worker),
     )
