@@ -657,7 +657,9 @@ def official_errors(lab: Lab, official: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as unsupported:
         official.chat.completions.create(model="bee-talk", messages=messages, presence_penalty=0.5)
     assert unsupported.value.param == "presence_penalty"
-    with openai.OpenAI(base_url=f"{lab.stack.queen_url}/v1", api_key="wrong", max_retries=0) as stranger:
-        with pytest.raises(openai.AuthenticationError) as refused:
-            stranger.models.list()
+    with (
+        openai.OpenAI(base_url=f"{lab.stack.queen_url}/v1", api_key="wrong", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError) as refused,
+    ):
+        stranger.models.list()
     assert json.dumps(refused.value.body)
