@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from http.client import HTTPException
+from subprocess import SubprocessError
 
 from tests.bench import footprint, place, readiness, report
 from tests.machines.testbed import TestbedError
@@ -9,10 +11,9 @@ from tests.machines.testbed import TestbedError
 BENCHES = {bench.name: bench for bench in (readiness.BENCH, footprint.BENCH)}
 
 
-def measure(bench: report.Bench, quick: bool) -> report.Result:
+def measure(bench: report.Bench, machine: str, quick: bool) -> report.Result:
     """Run a bench, print its table, and save it."""
     print(f"\n{bench.name}: {bench.purpose}", flush=True)
-    machine = place.host()
     result = report.Result.of(bench, machine, quick, bench.measure(quick))
     print(f"{machine}\n\n{report.table(bench, result)}\n\nkept in {result.save()}", flush=True)
     return result
@@ -25,9 +26,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds: within 50 s each")
     options = parser.parse_args(arguments)
     wanted = list(BENCHES.values()) if options.name == "all" else [BENCHES[options.name]]
+    machine = place.host()  # once: the load that one bench leaves behind is no other work on the host
     try:
-        results = [(bench, measure(bench, options.quick)) for bench in wanted]
-    except (AssertionError, OSError, TestbedError) as error:
+        results = [(bench, measure(bench, machine, options.quick)) for bench in wanted]
+    except (AssertionError, OSError, HTTPException, SubprocessError, TestbedError) as error:
         print(f"error: could not measure: {error}", file=sys.stderr)
         return 1
     if options.name == "all":

@@ -23,6 +23,7 @@ class Arrivals:
         """``beginning`` is how a request's first line starts."""
         self._beginning = beginning
         self._found: list[int] = []
+        self._news = threading.Condition()
         with processes.network_of(machine.pid):
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_IP))
         self._socket.bind(("lo", _ETH_P_IP))
@@ -42,16 +43,22 @@ class Arrivals:
         self._thread.join(5)
         self._socket.close()
 
-    def first_after(self, moment_us: int) -> int | None:
-        """The first arrival after a moment (CLOCK_MONOTONIC, us), or None."""
-        return next((found for found in self._found if found >= moment_us), None)
+    def first_after(self, moment_us: int, limit_s: float = 5.0) -> int:
+        """The first arrival after a moment (CLOCK_MONOTONIC, us); fails after ``limit_s``."""
+        end = time.monotonic() + limit_s
+        with self._news:
+            while not self._found or self._found[-1] < moment_us:
+                assert self._news.wait(end - time.monotonic()), f"no request at a worker was seen in {limit_s:g} s"
+            return next(found for found in self._found if found >= moment_us)
 
     def _watch(self) -> None:
         while not self._stopped.is_set():
             with contextlib.suppress(TimeoutError):
                 packet, ancillary, _, _ = self._socket.recvmsg(_HEAD, 64)
                 if self._is_wanted(packet) and ancillary:
-                    self._found.append(_monotonic_us(ancillary[0][2]))
+                    with self._news:
+                        self._found.append(_monotonic_us(ancillary[0][2]))
+                        self._news.notify_all()
 
     def _is_wanted(self, packet: bytes) -> bool:
         """Whether an IPv4 packet is TCP to a worker's port and carries the first line."""
@@ -65,5 +72,14 @@ class Arrivals:
 
 def _monotonic_us(stamp: bytes) -> int:
     seconds, nanoseconds = struct.unpack("ll", stamp)
-    offset = time.monotonic_ns() - time.time_ns()
-    return int(seconds * 1_000_000_000 + nanoseconds + offset) // 1000
+    return int(seconds * 1_000_000_000 + nanoseconds - _ahead_ns()) // 1000
+
+
+def _ahead_ns() -> int:
+    """How far CLOCK_REALTIME is ahead of CLOCK_MONOTONIC: of a few tries the one that took least, for this thread may
+    lose its core between the two readings."""
+    tries = []
+    for _ in range(9):
+        before, real, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        tries.append((after - before, real - (before + after) // 2))
+    return min(tries)[1]
