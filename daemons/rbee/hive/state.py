@@ -67,7 +67,7 @@ def failure_reason(facts: UnitFacts, stop_reason: str) -> str:
         case "watchdog" | "oom-kill":
             return facts.result
         case "exit-code":
-            return _exit_reason(facts.exec_status)
+            return _exit_reason(facts)
         case "signal" | "core-dump":
             return f"crashed: {_signal_name(facts.exec_status)}"
         case "start-limit-hit":
@@ -80,7 +80,10 @@ def failure_reason(facts: UnitFacts, stop_reason: str) -> str:
             return f"crashed: {other}"
 
 
-def _exit_reason(code: int) -> str:
+def _exit_reason(facts: UnitFacts) -> str:
+    code = facts.exec_status
+    if facts.status_text.startswith(LOADING_TIMEOUT):
+        return LOADING_TIMEOUT  # the worker ends a stalled load itself, before systemd's own limit, and says so
     if code == EXIT_CONFIG:
         return "exit 78: its configuration is wrong"
     if code == EXIT_UNAVAILABLE:
