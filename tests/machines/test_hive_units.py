@@ -217,9 +217,10 @@ def test_a_worker_whose_http_is_dead_is_unhealthy_then_restarted(node: Machine) 
     start(node, "w1")
     life = rows(node)["w1"]
     node.run(["kill", "-STOP", str(life["pid"])])
-    until(node, "w1", "unhealthy", limit=15)
+    wait_until(lambda: rows(node)["w1"]["invocation_id"] != life["invocation_id"], "another life", 60)
     until(node, "w1", "idle", limit=60)
-    assert rows(node)["w1"]["invocation_id"] != life["invocation_id"]
+    told = [record["MESSAGE"] for record in node.journal("rbee-hive", "RBEE_WORKER=w1")]
+    assert any(message.startswith("worker unhealthy") for message in told)
     assert metric(node, 'rbee_hive_health_checks_total{result="unhealthy"}') >= 3
 
 
