@@ -39,11 +39,11 @@ Feature: Who may call a daemon
     And neither that token nor any token of ours is in the answer or in a log
 
     Examples:
-      | daemon | method | path                     | status |
-      | queen  | GET    | /v2/workers/list         | 200    |
-      | queen  | POST   | /v2/tasks                | 202    |
-      | hive   | GET    | /v1/workers/list         | 200    |
-      | worker | GET    | /v1/ready                | 200    |
+      | daemon | method | path             | status |
+      | queen  | GET    | /v2/workers/list | 200    |
+      | queen  | POST   | /v2/tasks        | 202    |
+      | hive   | GET    | /v1/workers/list | 200    |
+      | worker | GET    | /v1/ready        | 200    |
 
   @AUTH-04
   Scenario: A valid and an invalid token take the same time
@@ -92,65 +92,65 @@ Feature: Who may call a daemon
       | worker | GET /health  |
       | worker | GET /metrics |
     And these routes answer 401 without a token:
-      | daemon | route                               |
-      | queen  | GET /v1/models                      |
-      | queen  | POST /v1/chat/completions           |
-      | queen  | POST /v1/completions                |
-      | queen  | POST /v1/embeddings                 |
-      | queen  | POST /v1/inference                  |
-      | queen  | DELETE /v1/inference/x              |
-      | queen  | GET /v2                             |
-      | queen  | GET /v2/health/live                 |
-      | queen  | GET /v2/health/ready                |
-      | queen  | GET /v2/models/tiny-tensor          |
-      | queen  | GET /v2/models/tiny-tensor/ready    |
-      | queen  | POST /v2/models/tiny-tensor/infer   |
-      | queen  | POST /v2/tasks                      |
-      | queen  | GET /v2/tasks/x                     |
-      | queen  | GET /v2/tasks/x/events              |
-      | queen  | DELETE /v2/tasks/x                  |
-      | queen  | POST /v2/workers/ready              |
-      | queen  | POST /v2/workers/state              |
-      | queen  | POST /v2/hives/bee/heartbeat        |
-      | queen  | GET /v2/hives/bee/session           |
-      | queen  | GET /v2/workers/list                |
-      | queen  | GET /v2/workers/health              |
-      | queen  | POST /v2/workers/spawn              |
-      | queen  | POST /v2/workers/shutdown           |
-      | queen  | POST /v2/workers/register           |
-      | queen  | GET /v2/workers/bee/tiny            |
-      | queen  | PATCH /v2/workers/bee/tiny          |
-      | queen  | DELETE /v2/workers/bee/tiny         |
-      | queen  | GET /v2/events                      |
-      | queen  | GET /v2/aliases                     |
-      | queen  | PUT /v2/aliases/x                   |
-      | queen  | DELETE /v2/aliases/x                |
-      | queen  | GET /no/such/route                  |
-      | hive   | GET /v1/health                      |
-      | hive   | GET /v1/resources                   |
-      | hive   | GET /v1/capabilities                |
-      | hive   | POST /v1/workers/spawn              |
-      | hive   | POST /v1/workers/ready              |
-      | hive   | GET /v1/workers/list                |
-      | hive   | DELETE /v1/workers/tiny             |
-      | hive   | POST /v1/workers/tiny/restart       |
-      | hive   | GET /v1/workers/tiny/logs           |
-      | hive   | GET /no/such/route                  |
-      | worker | GET /v1/ready                       |
-      | worker | GET /v1/loading/progress            |
-      | worker | POST /v1/inference                  |
-      | worker | DELETE /v1/inference/x              |
-      | worker | GET /v1/models                      |
-      | worker | POST /v1/chat/completions           |
-      | worker | POST /v1/completions                |
-      | worker | POST /v1/embeddings                 |
-      | worker | GET /v2                             |
-      | worker | GET /v2/health/live                 |
-      | worker | GET /v2/health/ready                |
-      | worker | GET /v2/models/tiny-tensor          |
-      | worker | GET /v2/models/tiny-tensor/ready    |
-      | worker | POST /v2/models/tiny-tensor/infer   |
-      | worker | GET /no/such/route                  |
+      | daemon | route                             |
+      | queen  | GET /v1/models                    |
+      | queen  | POST /v1/chat/completions         |
+      | queen  | POST /v1/completions              |
+      | queen  | POST /v1/embeddings               |
+      | queen  | POST /v1/inference                |
+      | queen  | DELETE /v1/inference/x            |
+      | queen  | GET /v2                           |
+      | queen  | GET /v2/health/live               |
+      | queen  | GET /v2/health/ready              |
+      | queen  | GET /v2/models/tiny-tensor        |
+      | queen  | GET /v2/models/tiny-tensor/ready  |
+      | queen  | POST /v2/models/tiny-tensor/infer |
+      | queen  | POST /v2/tasks                    |
+      | queen  | GET /v2/tasks/x                   |
+      | queen  | GET /v2/tasks/x/events            |
+      | queen  | DELETE /v2/tasks/x                |
+      | queen  | POST /v2/workers/ready            |
+      | queen  | POST /v2/workers/state            |
+      | queen  | POST /v2/hives/bee/heartbeat      |
+      | queen  | GET /v2/hives/bee/session         |
+      | queen  | GET /v2/workers/list              |
+      | queen  | GET /v2/workers/health            |
+      | queen  | POST /v2/workers/spawn            |
+      | queen  | POST /v2/workers/shutdown         |
+      | queen  | POST /v2/workers/register         |
+      | queen  | GET /v2/workers/bee/tiny          |
+      | queen  | PATCH /v2/workers/bee/tiny        |
+      | queen  | DELETE /v2/workers/bee/tiny       |
+      | queen  | GET /v2/events                    |
+      | queen  | GET /v2/aliases                   |
+      | queen  | PUT /v2/aliases/x                 |
+      | queen  | DELETE /v2/aliases/x              |
+      | queen  | GET /no/such/route                |
+      | hive   | GET /v1/health                    |
+      | hive   | GET /v1/resources                 |
+      | hive   | GET /v1/capabilities              |
+      | hive   | POST /v1/workers/spawn            |
+      | hive   | POST /v1/workers/ready            |
+      | hive   | GET /v1/workers/list              |
+      | hive   | DELETE /v1/workers/tiny           |
+      | hive   | POST /v1/workers/tiny/restart     |
+      | hive   | GET /v1/workers/tiny/logs         |
+      | hive   | GET /no/such/route                |
+      | worker | GET /v1/ready                     |
+      | worker | GET /v1/loading/progress          |
+      | worker | POST /v1/inference                |
+      | worker | DELETE /v1/inference/x            |
+      | worker | GET /v1/models                    |
+      | worker | POST /v1/chat/completions         |
+      | worker | POST /v1/completions              |
+      | worker | POST /v1/embeddings               |
+      | worker | GET /v2                           |
+      | worker | GET /v2/health/live               |
+      | worker | GET /v2/health/ready              |
+      | worker | GET /v2/models/tiny-tensor        |
+      | worker | GET /v2/models/tiny-tensor/ready  |
+      | worker | POST /v2/models/tiny-tensor/infer |
+      | worker | GET /no/such/route                |
     And the worker still runs
 
   @AUTH-10 @AUTH-11 @AUTH-16
@@ -160,23 +160,23 @@ Feature: Who may call a daemon
     And neither that token nor any token of ours is in the answer or in a log
 
     Examples: not a Bearer token at all
-      | header              | reason         |
-      | Basic dXNlcjpwYXNz  | invalid_format |
-      | Token {token}       | invalid_format |
-      | {token}             | invalid_format |
+      | header             | reason         |
+      | Basic dXNlcjpwYXNz | invalid_format |
+      | Token {token}      | invalid_format |
+      | {token}            | invalid_format |
 
     Examples: a Bearer token of no length
-      | header              | reason         |
-      | Bearer              | empty_token    |
-      | Bearer~             | empty_token    |
+      | header  | reason      |
+      | Bearer  | empty_token |
+      | Bearer~ | empty_token |
 
     Examples: nearly right
-      | header              | reason         |
-      | bearer {token}      | invalid_format |
-      | BEARER {token}      | invalid_format |
-      | Bearer~~{token}     | invalid_format |
-      | Bearer{token}       | invalid_format |
-      | Bearer {token}x     | unknown_token  |
+      | header          | reason         |
+      | bearer {token}  | invalid_format |
+      | BEARER {token}  | invalid_format |
+      | Bearer~~{token} | invalid_format |
+      | Bearer{token}   | invalid_format |
+      | Bearer {token}x | unknown_token  |
 
   @AUTH-12
   Scenario: A token with punctuation works
