@@ -32,6 +32,7 @@ class Worker:
     unhealthy: bool = False
     stop_reason: str = ""
     last_pid: int = 0
+    loading_url: str | None = None
     ready_life: str = ""
     crashed_life: str = ""
     since_unix: float = 0.0
@@ -94,8 +95,7 @@ def make_report(worker: Worker, hive_id: str, boot_id: str, revision: int) -> Wo
         boot_id=boot_id,
         revision=revision,
         state=state,
-        # an address is told of a running unit only: what answers there afterwards is not ours
-        url=facts.url if facts is not None and unit.running else None,
+        url=_address(worker, state),
         model=worker.model if facts is not None or spec is not None else None,
         model_ref=facts.model_ref if facts is not None else _reference(spec.model) if spec is not None else None,
         task=facts.task if facts is not None else None if spec is None else spec.task,
@@ -149,6 +149,13 @@ def _external_report(
         since_unix=worker.since_unix,
         ready_unix=worker.ready_unix,
     )
+
+
+def _address(worker: Worker, state: WorkerState) -> str | None:
+    """Where it listens; told of a unit that lives only, because what answers there afterwards is not ours."""
+    if state is WorkerState.LOADING:
+        return worker.loading_url
+    return worker.facts.url if worker.facts is not None and worker.unit.running else None
 
 
 def _slots_available(worker: Worker, state: WorkerState) -> int:

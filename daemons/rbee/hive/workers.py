@@ -1,5 +1,6 @@
 """The table of workers: derived from the supervisor, the definition files and worker.json; kept nowhere."""
 
+import contextlib
 import enum
 import logging
 import time
@@ -81,6 +82,7 @@ class WorkerTable:
             self._on_running(worker)
         elif facts.active_state == "activating":
             worker.last_progress = progress_of(facts.status_text) or worker.last_progress
+            self._read_address(worker)
         elif worker.facts is not None and facts.active_state in ("inactive", "failed"):
             worker.left_url = worker.facts.url
         if crashed(facts) and worker.crashed_life != facts.invocation_id:
@@ -118,6 +120,12 @@ class WorkerTable:
                 )
             worker.facts_problem = str(problem)
             return False
+
+    def _read_address(self, worker: Worker) -> None:
+        """Know where a worker that loads listens: the queen asks there herself, should this hive fall silent."""
+        if worker.loading_url is None and worker.unit.main_pid:
+            with contextlib.suppress(FactsProblem):  # not written yet: the next word of its progress comes here too
+                worker.loading_url = read_worker_facts(self._paths.worker_facts(worker.worker_id), worker.unit).url
 
     # What the health checks say.
 
@@ -291,7 +299,7 @@ def _forget_last_life(worker: Worker) -> None:
     worker.facts, worker.facts_problem = None, ""
     worker.health, worker.failures, worker.unhealthy = None, 0, False
     worker.stop_reason = ""
-    worker.ready_unix, worker.last_progress, worker.left_url = None, None, ""
+    worker.ready_unix, worker.last_progress, worker.left_url, worker.loading_url = None, None, "", None
     worker.last_pid = 0
 
 

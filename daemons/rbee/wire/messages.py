@@ -54,10 +54,10 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class WorkerFacts(msgspec.Struct, frozen=True):
-    """What a worker writes to ``run_dir/workers/ID/worker.json`` just before READY=1.
+    """What a worker writes to ``run_dir/workers/ID/worker.json`` when it listens and, whole, just before READY=1.
 
     ``model`` is the name that clients use, ``model_ref`` where it came from, ``ready_monotonic_us`` the clock right
-    before READY=1 is sent.
+    before READY=1 is sent, 0 while it loads.
     """
 
     worker_id: WorkerId

@@ -5,9 +5,7 @@ import contextlib
 import dataclasses
 import gc
 import logging
-import os
 import socket
-import time
 
 import msgspec
 
@@ -15,14 +13,12 @@ from rbee import __version__
 from rbee.host.credentials import find_secret
 from rbee.host.journal import set_level
 from rbee.host.notify import Notifier
-from rbee.host.sockets import refuse_public_without_token, tcp_address
+from rbee.host.sockets import refuse_public_without_token
 from rbee.wire.auth import Role, TokenVerifier
-from rbee.wire.errors import ConfigError, RbeeError
+from rbee.wire.errors import RbeeError
 from rbee.wire.http.server import Server
 from rbee.wire.log import log
-from rbee.wire.messages import WorkerFacts
 from rbee.wire.peer import PeerAdmins
-from rbee.wire.worker_spec import Task
 from rbee.worker.api.app import build_worker_app
 from rbee.worker.definition import Definition, load_defaults
 from rbee.worker.loading import LoadedModel, Loader
@@ -30,6 +26,7 @@ from rbee.worker.metrics import WorkerMetrics
 from rbee.worker.progress import Loaded, ProgressBoard
 from rbee.worker.requests import RunningRequests
 from rbee.worker.service import WorkerService
+from rbee.worker.statement import device_name, ready_facts, write_facts
 
 LOGGER = logging.getLogger(__name__)
 TOKEN_NAME = "worker_api_token"  # noqa: S105 - a credential's name
@@ -73,8 +70,8 @@ class WorkerDaemon:
         self.service.loaded = loaded
         self.service.requests.open()
         self._count(loaded)
-        facts = self._facts(loaded)
-        self._write_facts(facts)
+        facts = ready_facts(self._definition, self._sockets, loaded.facts)
+        write_facts(self._definition, facts)
         gc.freeze()
         gc.enable()
         self._notifier.ready(self.summary())
@@ -132,11 +129,7 @@ class WorkerDaemon:
         """The STATUS= line of a ready worker."""
         spec, loaded = self._definition.spec, self.service.loaded
         task = loaded.facts.task if loaded is not None else spec.task
-        return f"ready: {self._definition.model} ({task}) on {self._device()}, {spec.slots} slots"
-
-    def _device(self) -> str:
-        spec = self._definition.spec
-        return f"{spec.backend}:{spec.device}" if spec.backend == "cuda" else str(spec.backend)
+        return f"ready: {self._definition.model} ({task}) on {device_name(self._definition)}, {spec.slots} slots"
 
     def _load_token(self, definition: Definition) -> None:
         secret = find_secret(TOKEN_NAME, definition.token_file)
@@ -157,42 +150,3 @@ class WorkerDaemon:
                 "version": __version__,
             }
         )
-
-    def _facts(self, loaded: LoadedModel) -> WorkerFacts:
-        definition, spec = self._definition, self._definition.spec
-        return WorkerFacts(
-            worker_id=definition.worker_id,
-            url=_url(self._sockets),
-            socket=str(definition.paths.worker_socket(definition.worker_id)),
-            model=definition.model,
-            model_ref=definition.model_ref,
-            task=Task(loaded.facts.task),
-            backend=spec.backend,
-            device=spec.device,
-            slots_total=spec.slots,
-            version=__version__,
-            pid=os.getpid(),
-            invocation_id=os.environ.get("INVOCATION_ID", ""),
-            ready_monotonic_us=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000,
-            capabilities=[str(loaded.facts.task), self._device(), loaded.facts.precision],
-        )
-
-    def _write_facts(self, facts: WorkerFacts) -> None:
-        path = self._definition.paths.worker_facts(self._definition.worker_id)
-        draft = path.with_suffix(".tmp")
-        try:
-            draft.write_bytes(msgspec.json.encode(facts))
-            draft.chmod(0o644)
-            draft.replace(path)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written: {error.strerror}: check the folder's owner") from None
-
-
-def _url(sockets: list[socket.socket]) -> str:
-    address = tcp_address(sockets)
-    if address is None:
-        raise ConfigError("the worker listens on no TCP address")
-    host, port = address
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
-        host = socket.gethostname()
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -21,6 +21,7 @@ from rbee.wire.log import log
 from rbee.worker.definition import Definition, load_defaults, load_definition
 from rbee.worker.engine.folder import read_folder
 from rbee.worker.engine.recognise import recognise
+from rbee.worker.statement import listening_facts, write_facts
 
 if TYPE_CHECKING:
     from rbee.worker.daemon import WorkerDaemon
@@ -69,6 +70,7 @@ async def _make(worker_id: str, paths: Paths, notifier: Notifier) -> "WorkerDaem
     definition = load_definition(worker_id, paths, defaults)
     log(LOGGER, logging.INFO, "configuration read", worker=worker_id, **definition.source.describe())
     sockets = _listen(definition)
+    write_facts(definition, listening_facts(definition, sockets))
     # aiohttp reads every CA certificate of the machine when it is imported (40 ms); a worker calls nobody over TLS
     os.environ.setdefault("SSL_CERT_FILE", os.devnull)
     from rbee.worker.loading import Loader
