@@ -1,7 +1,6 @@
 """The demo models, built once for every test of the worker; loops in debug mode."""
 
 import asyncio
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,9 @@ FAULTY = ("faulty-slow-load", "faulty-bad-index", "faulty-broken-file", "faulty-
 
 
 @pytest.fixture(scope="session")
-def models() -> Path:
-    """A folder of models, one folder each; kept between runs, rebuilt when their sources change."""
-    folder = Path(tempfile.gettempdir()) / "rbee-unit-models"
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models, one folder each."""
+    folder = tmp_path_factory.mktemp("worker-models")
     build_all(folder, (*DEMO_MODELS, *FAULTY))
     return folder
 

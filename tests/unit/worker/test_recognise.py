@@ -187,5 +187,9 @@ def test_a_truncated_model_never_crashes_the_reader(
     whole = (models / "tiny-tensor/model.onnx").read_bytes()
     path = tmp_path_factory.mktemp("cut") / "model.onnx"
     path.write_bytes(whole[: length % len(whole)])
-    with pytest.raises(ConfigError):
-        read_graph(path)
+    try:
+        graph = read_graph(path)
+    except ConfigError:
+        return
+    # a cut between two fields of the message leaves a message: what it holds is then whole
+    assert graph == read_graph(models / "tiny-tensor/model.onnx")
