@@ -11,6 +11,7 @@ FORCE_KILLED = "force-killed"
 EXIT_CONFIG = 78
 EXIT_UNAVAILABLE = 69
 EXIT_CREDENTIALS = 243
+EXIT_EXEC = 203
 _AUTO_RESTART = ("auto-restart", "auto-restart-queued")
 _LOADING = "loading: "
 _PROGRESS = re.compile(r"(?P<stage>.*?)[ :]*(?P<done>\d{1,18}) ?/ ?(?P<total>\d{1,18})(?: (?P<unit>[A-Za-z]+))?")
@@ -90,6 +91,8 @@ def _exit_reason(facts: UnitFacts) -> str:
         return "exit 69: the provider or device that it asks for is not on this machine"
     if code == EXIT_CREDENTIALS:
         return "exit 243: its credential is missing: 'rbee credentials init' makes it"
+    if code == EXIT_EXEC:  # systemd's own code (systemd.exec(5)): the program could not be run
+        return "exit 203: rbee-worker is not installed on this machine: apt install rbee-worker"
     return f"crashed: exit code {code}"
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rbee.wire.errors import LoadingTimeout, RbeeError
+from rbee.wire.errors import InferenceError, LoadingTimeout, RbeeError
 from rbee.wire.messages import Progress
 from rbee.worker.definition import Definition
 from rbee.worker.engine.folder import ModelFolder, read_folder, read_through
@@ -45,18 +45,29 @@ def load_model(definition: Definition, report: Report) -> LoadedModel:
     runner = build_runner(definition.spec)
     model = build_model(definition, folder, facts, runner, thread_count(definition.spec.threads))
     report(Progress("warming up", 3, len(STAGES)))
-    model.served.warm_up()
+    _warm_up(model)
     report(Progress("warmed up", len(STAGES), len(STAGES)))
     return LoadedModel(facts, folder, model, time.monotonic() - started)
+
+
+def _warm_up(model: Model) -> None:
+    try:
+        model.served.warm_up()
+    except InferenceError as error:
+        why = str(error.__cause__ or error).strip().splitlines()[:1]
+        raise InferenceError(f"the model loads, and its first run fails: {''.join(why)[:300]}") from error
 
 
 class Loader:
     """Owns the loading thread. The thread is a daemon: one that is stuck in a system call cannot hold the process."""
 
-    def __init__(self, definition: Definition, board: ProgressBoard, on_progress: Report) -> None:
+    def __init__(
+        self, definition: Definition, board: ProgressBoard, on_progress: Report, on_end: Callable[[], None]
+    ) -> None:
         self._definition = definition
         self._board = board
         self._on_progress = on_progress
+        self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._result: asyncio.Future[LoadedModel] = self._loop.create_future()
         self._moved = asyncio.Event()
@@ -114,6 +125,7 @@ class Loader:
         if self._result.done():
             return
         self._moved.set()
+        self._on_end()
         if isinstance(outcome, LoadedModel):
             self._result.set_result(outcome)
         else:

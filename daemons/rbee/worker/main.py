@@ -78,7 +78,8 @@ async def _make(worker_id: str, paths: Paths, notifier: Notifier) -> "WorkerDaem
     from rbee.worker.progress import ProgressBoard
 
     board = ProgressBoard()
-    loader = Loader(definition, board, LoadingNotice(notifier, definition.spec.load_stall_s))
+    notice = LoadingNotice(notifier, definition.spec.load_stall_s)
+    loader = Loader(definition, board, notice, notice.end)
     loader.start()
     from rbee.worker.daemon import WorkerDaemon
 
