@@ -111,6 +111,8 @@ def _signal_name(number: int) -> str:
 
 def progress_of(status_text: str) -> Progress | None:
     """The progress that a STATUS= line tells (``loading: weights 12/28 layers``), or None where it tells none."""
+    if not status_text.startswith("loading"):
+        return None  # such as the error that ended the load, which names how far it was
     text = status_text.removeprefix(_LOADING)
     match = _PROGRESS.search(text)
     if match is None:

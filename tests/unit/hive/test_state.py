@@ -135,6 +135,7 @@ def test_the_reason_of_a_stop_is_the_one_it_was_asked_for() -> None:
         ("loading: warming up", Progress("warming up")),
         ("loading weights 3/4", Progress("loading weights", 3, 4)),
         ("loading: 9/4 layers", None),
+        ("LOADING_TIMEOUT: no progress for 0.5 s at 'creating the session 2/4', 0.8 s after the start", None),
         ("ready: tiny (tensor) on cpu, 4 slots", None),
         ("", None),
     ],
