@@ -44,7 +44,8 @@ class RequestLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``admission_timeout_s``: how long a request waits for a free slot of a ready worker. ``cold_wait_s``: how long it
     waits in all while a worker of its model starts or loads. ``stall_s``: silence in a stream after which the worker
-    is taken for stuck. ``answer_s``: the longest an answer that is not streamed may take.
+    is taken for stuck. ``answer_s``: the longest an answer that is not streamed may take: the queen's own deadline,
+    computed once and passed on; a later one that a client asks for is ignored.
     """
 
     admission_timeout_s: Seconds = 30.0

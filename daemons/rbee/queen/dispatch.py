@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import io
 import logging
 import random
@@ -18,7 +19,7 @@ from rbee.queen.owner import Owner
 from rbee.queen.registry import Registry, Worker
 from rbee.queen.relay import Patience
 from rbee.wire.auth import Secret
-from rbee.wire.deadline import DEADLINE_HEADER, Deadline
+from rbee.wire.deadline import DEADLINE_HEADER, Deadline, after
 from rbee.wire.errors import AllSlotsBusy, Draining, ErrorBody, ErrorInfo, ModelLoading, RbeeError, WorkerUnreachable
 from rbee.wire.http.client import request_headers
 from rbee.wire.log import log
@@ -107,7 +108,7 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class SendLimits:
-    """Seconds: silence in a stream, and the whole of an answer that is not streamed."""
+    """Seconds: silence in a stream, and the whole of an answer that is not streamed, which is its own deadline."""
 
     stall_s: float = 60.0
     answer_s: float = 600.0
@@ -137,7 +138,11 @@ class Dispatcher:
 
         Raises what :meth:`Admission.acquire` raises, RequestTimeout, WorkerUnreachable, AllSlotsBusy, WorkerFailed.
         """
+        own = after(self.limits.answer_s, time.time())
+        call = _without_late_deadline(call, own)
         want = Want(call.model, call.deadline, news=call.news, patient=call.patient)
+        if call.deadline is None and not call.stream:
+            call = dataclasses.replace(call, deadline=own)
         began = time.monotonic()
         problem: RbeeError | None = None
         for number in range(1, TRIES + 1):
@@ -263,6 +268,17 @@ class Dispatcher:
     def broke(self, upstream: Upstream) -> None:
         """A worker broke off within its answer: nothing more is routed to it until its hive speaks."""
         self._registry.doubt(upstream.lease.worker, "broke off within an answer")
+
+
+def _without_late_deadline(call: Call, own: Deadline) -> Call:
+    """The call, without a deadline that is later than the queen's own."""
+    if call.deadline is None or call.deadline.at_unix <= own.at_unix:
+        return call
+    log(
+        LOGGER, logging.WARNING, "a deadline later than the queen's own is ignored", deadline=call.deadline.raw,
+        own=own.raw,
+    )  # fmt: skip
+    return dataclasses.replace(call, deadline=None)
 
 
 async def _refusal(response: aiohttp.ClientResponse, worker: str) -> Refused:

@@ -13,6 +13,8 @@ from rbee.wire.sse import DONE
 
 _MOST_EVENT_BYTES = 8 << 20
 _BOUNDARY = b"\n\n"
+DEADLINE_GRACE_S = 0.25
+"""At a deadline the worker ends the request itself and says so; the queen does where no word comes for this long."""
 _LOST = "connection lost"
 
 
@@ -46,7 +48,7 @@ class Patience:
         """Seconds that the next step may take."""
         if self.deadline is None:
             return self.stall_s
-        return min(self.stall_s, self.deadline.remaining(time.time()))
+        return min(self.stall_s, self.deadline.remaining(time.time()) + DEADLINE_GRACE_S)
 
     def error(self, worker: str) -> RbeeError:
         """Which of the two it was that passed."""
