@@ -572,11 +572,17 @@ def two_streams(stack: Stack, story: Story, things: ExitStack) -> None:
 
 
 def open_streams(stack: Stack, story: Story, things: ExitStack, count: int) -> None:
-    """Long answers, each begun: random words until the model's context is full, a second of work or more."""
-    for seed in range(count):
-        body = LONG | {"model": MODEL, "temperature": 10, "seed": seed}
+    """Long answers, each begun: random words, half a second of work or more."""
+    bodies = [LONG | {"temperature": 10, "seed": seed} for seed in range(40)]
+    long = (body for body in bodies if _is_long(stack, body))
+    for body in [next(long) | {"model": MODEL} for _ in range(count)]:
         story.streams.append(things.enter_context(stack.client.stream("POST", "/v1/inference", body)))
     until(lambda: stack.worker(TALK).get("/health").json["slots_busy"] == count, every_s=0.01)
+
+
+def _is_long(stack: Stack, body: dict[str, Any]) -> bool:
+    answer = stack.worker(TALK).post("/v1/inference", body | {"stream": False, "max_tokens": 400})
+    return bool(answer.json["finish_reason"] == "length")
 
 
 @when("the hive stands still")

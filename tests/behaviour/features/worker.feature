@@ -35,7 +35,7 @@ Feature: A worker's life
     When a person at a terminal starts the worker of a slow model with rbee worker start
     Then a bar with the stages of loading is drawn, and it exits with 0
 
-  @WORKER-10 @WORKER-11 @HIVE-13
+  @WORKER-10 @WORKER-11
   Scenario: Loading without progress
     Given a queen and a hive
     And the worker of a slow model may go without progress for a quarter of a second
