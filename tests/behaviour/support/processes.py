@@ -33,9 +33,12 @@ class DaemonProcess:
             text=True,
         )
         self.log: list[str] = []
+        self._notices: list[str] = []
         self._news = threading.Condition()
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
+        self._listener = threading.Thread(target=self._read_notices, daemon=True)
+        self._listener.start()
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None
@@ -46,6 +49,13 @@ class DaemonProcess:
         with self._news:
             self._news.notify_all()
 
+    def _read_notices(self) -> None:
+        # read all the time, as systemd does: a full socket would block the daemon
+        while notice := self._notify.recv(4096):
+            with self._news:
+                self._notices.append(notice.decode())
+                self._news.notify_all()
+
     @property
     def pid(self) -> int:
         return self.process.pid
@@ -54,14 +64,13 @@ class DaemonProcess:
         """Wait for READY=1 and return the status text that came with it; fails with the log if it never comes."""
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
-            self._notify.settimeout(0.2)
-            try:
-                message = self._notify.recv(4096).decode()
-            except TimeoutError:
-                assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.text}"
-                continue
-            if "READY=1" in message.splitlines():
-                return message
+            with self._news:
+                while self._notices:
+                    notice = self._notices.pop(0)
+                    if "READY=1" in notice.splitlines():
+                        return notice
+                self._news.wait(0.2)
+            assert self._notices or self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.text}"
         raise AssertionError(f"not ready within {limit_s} s:\n{self.text}")
 
     @property
@@ -116,8 +125,13 @@ class DaemonProcess:
         self._close()
 
     def _close(self) -> None:
+        if self._notify.fileno() < 0:
+            return
         self._reader.join(5)
         if self.process.stderr is not None:
             self.process.stderr.close()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", self._notify.getsockname())
+        self._listener.join(5)
         self._notify.close()
         self._folder.cleanup()
