@@ -50,7 +50,7 @@ class Notifier:
         if not force and (text == self._last_status or now - self._last_status_at < _STATUS_INTERVAL_S):
             return
         self._last_status, self._last_status_at = text, now
-        self._send(f"STATUS={text}")
+        self._send(f"STATUS={text}", may_drop=True)
 
     def stopping(self, status: str) -> None:
         """STOPPING=1: the drain begins."""
@@ -62,7 +62,7 @@ class Notifier:
 
     def watchdog(self) -> None:
         """WATCHDOG=1: the serving loop is alive."""
-        self._send("WATCHDOG=1")
+        self._send("WATCHDOG=1", may_drop=True)
 
     def extend_timeout(self, seconds: float) -> None:
         """EXTEND_TIMEOUT_USEC=: starting or stopping makes progress and may take ``seconds`` more from now."""
@@ -74,9 +74,13 @@ class Notifier:
             self._notifier.socket.close()
         self._notifier = None
 
-    def _send(self, message: str) -> None:
-        if self._notifier is not None:
-            self._notifier.notify(message)
+    def _send(self, message: str, *, may_drop: bool = False) -> None:
+        if self._notifier is None:
+            return
+        if self._notifier.socket is not None:
+            # a manager that does not read for a while must not stop the serving loop: the next of the kind goes through
+            self._notifier.socket.setblocking(not may_drop)
+        self._notifier.notify(message)
 
 
 def _ascii(text: str) -> str:
