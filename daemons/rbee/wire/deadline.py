@@ -37,7 +37,9 @@ def after(seconds: float, now: float) -> Deadline:
 def parse_deadline(header: str) -> Deadline:
     """Read ``X-Request-Deadline``: ISO-8601 with an offset, or epoch milliseconds; raises InvalidRequest."""
     text = header.strip()
-    if text.isascii() and text.isdigit() and len(text) <= 16:
+    if not text.isascii():  # it goes on as a header: the parser below lets any character stand before the time
+        raise _unreadable()
+    if text.isdigit() and len(text) <= 16:
         return Deadline(int(text) / 1000, text)
     try:
         moment = datetime.datetime.fromisoformat(text)

@@ -35,14 +35,18 @@ def comment(text: str) -> bytes:
 
 
 class SseDecoder:
-    """Turns chunks as they come into whole events; raises ProtocolError when one event exceeds 1 MiB."""
+    """Turns chunks as they come into whole events.
+
+    Raises ProtocolError when one event exceeds 1 MiB, or its name or id is not UTF-8.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, chunk: bytes) -> Iterator[SseEvent]:
         """Yield the events that ``chunk`` completes."""
-        *blocks, self._rest = (self._rest + chunk.replace(b"\r\n", b"\n")).split(b"\n\n")
+        # the join comes first: a line's end may itself be cut in two
+        *blocks, self._rest = (self._rest + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
         if len(self._rest) > _MOST_BUFFERED:
             raise ProtocolError("an event of the stream is over 1 MiB")
         for block in blocks:
@@ -59,7 +63,14 @@ def _parse(block: bytes) -> SseEvent | None:
         if field == b"data":
             data.append(value)
         elif field == b"event":
-            name = value.decode()
+            name = _text(value)
         elif field == b"id":
-            event_id = value.decode()
+            event_id = _text(value)
     return SseEvent(name, b"\n".join(data), event_id) if data else None
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise ProtocolError("an event's name or id is not UTF-8") from None

@@ -34,6 +34,19 @@ def test_an_event_without_end_is_refused() -> None:
         list(decoder.feed(b"data: " + b"x" * (1 << 21)))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_lines_may_end_in_return_and_newline_wherever_the_bytes_are_cut(size: int) -> None:
+    stream = b"event: token\r\ndata: one\r\n\r\ndata: two\r\n\r\n"
+    decoder = sse.SseDecoder()
+    seen = [event for at in range(0, len(stream), size) for event in decoder.feed(stream[at : at + size])]
+    assert [(event.event, event.data) for event in seen] == [("token", b"one"), ("message", b"two")]
+
+
+def test_an_event_whose_name_is_no_text_is_refused() -> None:
+    with pytest.raises(ProtocolError):
+        list(sse.SseDecoder().feed(b"event: \xff\ndata: x\n\n"))
+
+
 @pytest.mark.parametrize(
     ("header", "at"),
     [
@@ -50,7 +63,19 @@ def test_deadlines_are_read_in_both_forms_and_kept_as_they_came(header: str, at:
     assert found.passed_error().details["deadline"] == header
 
 
-@pytest.mark.parametrize("header", ["", "soon", "2023-11-14T22:13:20", "-5", "1" * 40, "12.5"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "soon",
+        "2023-11-14T22:13:20",
+        "-5",
+        "1" * 40,
+        "12.5",
+        "2023-11-14\u00e922:13:20Z",
+        "2023-11-14\udce922:13:20Z",
+    ],
+)
 def test_deadlines_in_no_form_are_refused(header: str) -> None:
     with pytest.raises(InvalidRequest):
         deadline.parse_deadline(header)
