@@ -3,6 +3,7 @@
 import datetime
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -60,8 +61,8 @@ class Story:
     events: list[Event] = field(default_factory=list)
     asked: list[dict[str, str]] = field(default_factory=list)
     deadline: str = ""
+    correlation: str = field(default_factory=lambda: str(uuid.uuid4()))
     at: float = 0.0
-    made: int = 0
     log_start: int = 0
     streams: list[Iterator[Event]] = field(default_factory=list)
 
@@ -186,20 +187,14 @@ def warned(lab: Stack, story: Story) -> None:
 # what ends
 
 
-def prepare(lab: Stack, story: Story, seconds: float) -> dict[str, str]:
-    assert lab.hive is not None
-    story.log_start = len(lab.hive.log)
+def prepare(story: Story, seconds: float) -> dict[str, str]:
     story.deadline, story.at = in_seconds(seconds), time.monotonic()
-    return {HEADER: story.deadline}
-
-
-def made(lab: Stack) -> int:
-    return int(lab.worker(TALK).metric("rbee_worker_tokens_total", kind="completion"))
+    return {HEADER: story.deadline, "X-Correlation-Id": story.correlation}
 
 
 @when("a client asks for a long answer at once, with a deadline half a second away")
 def ask_whole(lab: Stack, story: Story, babble: dict[str, Any]) -> None:
-    headers = prepare(lab, story, 0.5)
+    headers = prepare(story, 0.5)
     story.answer = lab.client.call("POST", "/v1/chat/completions", babble, headers)
     story.at = time.monotonic() - story.at
 
@@ -221,7 +216,7 @@ def is_timeout(story: Story) -> None:
 def stopped(lab: Stack, story: Story) -> None:
     assert lab.hive is not None
     until(lambda: lab.worker(TALK).get("/health").json["slots_busy"] == 0, 5)
-    line = lab.hive.wait_log("request ended", start=story.log_start)
+    line = lab.hive.wait_log(lambda line: "request ended" in line and story.correlation in line)
     assert "outcome=request_timeout" in line, line
     tokens = int(line.partition("tokens=")[2].split()[0])
     assert 0 < tokens < 1000
@@ -229,7 +224,7 @@ def stopped(lab: Stack, story: Story) -> None:
 
 @when(parsers.parse("a client asks for a long answer as a stream, with a deadline {time_left} away"))
 def ask_stream(lab: Stack, story: Story, babble: dict[str, Any], time_left: str) -> None:
-    headers = prepare(lab, story, 0.5 if time_left == "half a second" else 2.0)
+    headers = prepare(story, 0.5 if time_left == "half a second" else 2.0)
     with lab.client.stream("POST", "/v1/inference", babble, headers) as stream:
         assert stream.status == 200
         story.events = list(stream)
@@ -262,7 +257,7 @@ def cold_stream_timed_out(story: Story) -> None:
 
 @when("a client asks with a deadline in the past")
 def ask_past(lab: Stack, story: Story, babble: dict[str, Any]) -> None:
-    headers = prepare(lab, story, -1)
+    headers = prepare(story, -1)
     story.answer = lab.client.call("POST", "/v1/chat/completions", babble, headers)
 
 
