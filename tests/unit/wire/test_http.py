@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import aiohttp
 import msgspec
@@ -17,11 +18,20 @@ from prometheus_client import CollectorRegistry
 
 from rbee.host.sockets import bind_tcp, bind_unix
 from rbee.wire.auth import Role, Secret, TokenVerifier
-from rbee.wire.errors import AllSlotsBusy, ConnectionTimeout, ProtocolError, Unavailable
-from rbee.wire.http.client import RemoteError, client_session, fetch_json
+from rbee.wire.errors import AllSlotsBusy, ConnectionTimeout, InvalidRequest, ProtocolError, Unavailable
+from rbee.wire.http import server
+from rbee.wire.http.client import RemoteError, client_session, decode_answer, fetch_json
 from rbee.wire.http.metrics import HttpMetrics
 from rbee.wire.http.middleware import IDENTITY, allow, open_route
-from rbee.wire.http.server import Server, SseStream, build_app, json_response, metrics_handler, read_json
+from rbee.wire.http.server import (
+    Server,
+    SseStream,
+    build_app,
+    decode_body,
+    json_response,
+    metrics_handler,
+    read_json,
+)
 from rbee.wire.peer import PeerAdmins
 
 CLIENT, HIVE = Secret("client-token"), Secret("hive-token")
@@ -29,6 +39,7 @@ CLIENT, HIVE = Secret("client-token"), Secret("hive-token")
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):
     count: int
+    kind: Literal["a", "b"] = "a"
 
 
 @dataclass
@@ -184,6 +195,39 @@ async def test_each_failure_has_its_status_and_code_and_no_inside(
     assert "/home" not in str(body)
 
 
+UNREADABLE = [b"[" * 200_000, b'{"a": "\xff"}', b'{"a":' * 100_000 + b"1" + b"}" * 100_000]
+
+
+@pytest.mark.parametrize("body", UNREADABLE)
+def test_a_body_that_is_nested_without_end_or_no_utf8_is_no_fault_of_ours(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="not valid JSON"):
+        decode_body(body, Any)
+    with pytest.raises(ProtocolError, match="not valid JSON"):
+        decode_answer(body, Any)
+
+
+@pytest.mark.parametrize("body", [b'{"count": 1, "kind": "hunter2"}', b'{"count": 1, "' + b"x" * 500 + b'": 1}'])
+def test_what_was_sent_is_not_echoed(body: bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        decode_body(body, Body)
+    assert "hunter2" not in caught.value.message
+    assert len(caught.value.message) < 300
+
+
+async def test_a_body_that_does_not_come_is_not_awaited_for_ever(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "BODY_LIMIT_S", 0.2)
+
+    async def never() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(30)
+
+    async with asyncio.timeout(5):
+        status, body, _ = await answer(service, "POST", "/echo", data=never())
+    assert (status, body["error"]["code"]) == (408, "REQUEST_TIMEOUT")  # type: ignore[index]
+
+
 async def test_root_and_the_daemons_own_user_administer_by_unix_socket(service: Service) -> None:
     async with client_session(unix_socket=str(service.socket_path)) as session:
         found = await fetch_json(session, "POST", "http://odd_host!/echo", dict, body={"count": 3}, timeout_s=5)
@@ -208,6 +252,18 @@ async def test_without_a_token_loopback_is_trusted(service: Service) -> None:
     service.verifier.replace({})
     status, body, _ = await answer(service, "POST", "/echo", token=None, json={"count": 1})
     assert (status, body["caller"]) == (200, "anonymous-loopback")
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("http://evil.example", 403), ("null", 403), ("http://localhost:8080", 200), ("http://[::1]", 200)],
+)
+async def test_without_a_token_a_foreign_page_in_a_browser_is_not_trusted(
+    service: Service, origin: str, status: int
+) -> None:
+    service.verifier.replace({})
+    headers = {"Origin": origin}
+    assert (await answer(service, "POST", "/echo", token=None, json={"count": 1}, headers=headers))[0] == status
 
 
 async def test_a_client_that_leaves_cancels_its_handler(service: Service) -> None:

@@ -109,7 +109,7 @@ def remote_error(status: int, answer: bytes) -> RemoteError:
     """The error that a partner answered, from its body; a body of another shape gives the status alone."""
     try:
         info = msgspec.json.decode(answer, type=ErrorBody).error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return RemoteError("PROTOCOL_ERROR", status, f"the partner answered HTTP status {status}", {})
     return RemoteError(info.code, status, info.message, info.details)
 
@@ -120,7 +120,7 @@ def decode_answer(answer: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(answer, type=kind)
     except msgspec.ValidationError as error:
         raise ProtocolError(f"the answer does not fit the protocol: {error}") from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise ProtocolError(f"the answer is not valid JSON: {_position(answer)}") from None
 
 
@@ -131,4 +131,6 @@ def _position(answer: bytes) -> str:
         return f"line {error.lineno} column {error.colno}"
     except UnicodeDecodeError as error:
         return f"byte {error.start}"
+    except RecursionError:
+        return "it is nested too deeply"
     return "it does not decode"

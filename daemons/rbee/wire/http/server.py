@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry
 
 from rbee.wire.auth import TokenVerifier
-from rbee.wire.errors import InternalError, InvalidRequest, PayloadTooLarge
+from rbee.wire.errors import InternalError, InvalidRequest, PayloadTooLarge, RequestTimeout
 from rbee.wire.http import middleware
 from rbee.wire.http.metrics import HttpMetrics, exposition
 from rbee.wire.peer import PeerAdmins
@@ -22,6 +22,9 @@ MAX_BODY = 1 << 20
 _BACKLOG = 1024
 _KEEPALIVE_S = 75.0
 _PROTOCOL_ERROR_AT = " - at `$."
+_MOST_NAMED = 100
+BODY_LIMIT_S = 60.0
+"""Seconds in which the whole of a body must have come."""
 
 
 def build_app(
@@ -68,16 +71,23 @@ def json_response(value: object, *, status: int = 200, headers: dict[str, str] |
     )
 
 
+async def read_body(request: web.Request) -> bytes:
+    """The whole body; raises PayloadTooLarge over the limit, RequestTimeout when it does not come in time."""
+    try:
+        async with asyncio.timeout(BODY_LIMIT_S):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise PayloadTooLarge("the body is over the limit of this route: send less at once") from None
+    except TimeoutError:
+        raise RequestTimeout(f"the body did not come within {BODY_LIMIT_S:g} s: send it at once") from None
+
+
 async def read_json(request: web.Request, kind: type[T]) -> T:
-    """Decode the body strictly into ``kind``; raises InvalidRequest naming the field, PayloadTooLarge over the limit.
+    """Decode the body strictly into ``kind``; raises InvalidRequest naming the field, and what read_body raises.
 
     The payload itself is never echoed.
     """
-    try:
-        body = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise PayloadTooLarge("the body is over the limit of this route: send less at once") from None
-    return decode_body(body, kind)
+    return decode_body(await read_body(request), kind)
 
 
 def decode_body(body: bytes, kind: type[T]) -> T:
@@ -86,11 +96,13 @@ def decode_body(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(_PROTOCOL_ERROR_AT)
-        field = path.removesuffix("`") or "body"
+        if reason.startswith("Invalid enum value"):
+            reason = "it is none of the accepted values"  # the library's own words repeat what was sent
+        field = path.removesuffix("`")[:_MOST_NAMED] or "body"
         raise InvalidRequest(
-            f"the field '{field}' is not acceptable: {reason}", details={"field": field}, param=field
+            f"the field '{field}' is not acceptable: {reason[:_MOST_NAMED]}", details={"field": field}, param=field
         ) from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("the body is not valid JSON", details={"field": "body"}) from None
 
 
