@@ -1,10 +1,12 @@
 """What every request passes through: correlation id, metrics, errors in the one shape, authentication."""
 
+import ipaddress
 import logging
 import time
 import uuid
 from collections.abc import Callable
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
@@ -217,6 +219,7 @@ def _identify(request: web.Request, verifier: TokenVerifier, admins: PeerAdmins)
     if not isinstance(peername, tuple):  # a TCP peer has an address tuple; a Unix peer has none
         return admins.identity(connection)
     if verifier.empty:
+        _refuse_foreign_page(request.headers.get("Origin"))
         log(LOGGER, logging.DEBUG, "development mode: no token is configured, loopback is trusted")
         return ANONYMOUS
     try:
@@ -233,3 +236,16 @@ def _identify(request: web.Request, verifier: TokenVerifier, admins: PeerAdmins)
         raise
     log(LOGGER, logging.INFO, "authenticated", identity=identity.name, role=identity.role.value)
     return identity
+
+
+def _refuse_foreign_page(origin: str | None) -> None:
+    """Without a token, a page that a person's browser has open could administer: browsers name it in Origin."""
+    if origin is None:
+        return
+    try:
+        host = urlsplit(origin).hostname or ""
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise Forbidden("a page of another origin may not call a daemon without a token: configure its token")
