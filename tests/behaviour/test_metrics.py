@@ -312,26 +312,23 @@ def token_everywhere(running: Stack, seen: dict[str, Any]) -> None:
     client.call("GET", "/v1/models", headers={"X-Correlation-Id": token, "User-Agent": token, "X-Request-Id": token})
 
 
-@when("a worker whose model is named like hive_api_token is started and killed")
-def redacted_model(running: Stack, seen: dict[str, Any]) -> None:
-    seen["token"] = token = running.tokens["hive_api_token"]
-    name = token.lstrip("_-")
-    if name != token:  # a model's name begins with a letter or a digit
-        seen["token"] = token = running.tokens["hive_api_token"] = f"x{name}"
-        running.write_token("hive_api_token", token)
-        assert running.hive is not None
-        before = len(running.hive.log)
-        running.hive.signal(signal.SIGHUP)
-        running.hive.wait_log("hive: reloaded", start=before)
-    running.run_worker("mistaken", "tiny-tensor", name=token)
-    _kill(running, "mistaken")
+@when("a worker that is named like hive_api_token, and its model too, is started and killed")
+def redacted_name(running: Stack, seen: dict[str, Any]) -> None:
+    seen["token"] = token = running.tokens["hive_api_token"] = f"mistake-{uuid.uuid4()}"
+    running.write_token("hive_api_token", token)
+    assert running.hive is not None
+    before = len(running.hive.log)
+    running.hive.signal(signal.SIGHUP)
+    running.hive.wait_log("hive: reloaded", start=before)
+    running.run_worker(token, "tiny-tensor", name=token)
+    _kill(running, token)
 
 
 @then('rbee_hive_worker_crashes_total has the label model="[REDACTED]"')
-def redacted_label(running: Stack) -> None:
+def redacted_label(running: Stack, seen: dict[str, Any]) -> None:
     until(lambda: running.hive_admin.metric("rbee_hive_worker_crashes_total", model="[REDACTED]") == 1)
-    running.hive_admin.call("DELETE", "/v1/workers/mistaken")
-    running.wait_state("mistaken", "stopped", "failed")
+    running.hive_admin.call("DELETE", f"/v1/workers/{seen['token']}")
+    running.wait_state(seen["token"], "stopped", "failed")
 
 
 @then(parsers.parse("the {daemon} writes the token into no metric and no record"))
@@ -343,4 +340,4 @@ def token_nowhere(running: Stack, seen: dict[str, Any], daemon: str) -> None:
 
 @then("the hive's log says [REDACTED] in its place")
 def redacted_record(running: Stack) -> None:
-    daemons.wait_record(running, "hive", "worker=mistaken", "[REDACTED]")
+    daemons.wait_record(running, "hive", "worker failed", "worker=[REDACTED]")

@@ -68,8 +68,8 @@ Feature: Metrics
     Then the queen writes the token into no metric and no record
 
   @METRIC-13
-  Scenario: A token that an operator made a model's name is shown as [REDACTED]
-    When a worker whose model is named like hive_api_token is started and killed
+  Scenario: A token that an operator made a name is shown as [REDACTED]
+    When a worker that is named like hive_api_token, and its model too, is started and killed
     Then rbee_hive_worker_crashes_total has the label model="[REDACTED]"
     And the hive writes the token into no metric and no record
     And the hive's log says [REDACTED] in its place
