@@ -29,7 +29,9 @@ async def test_listens_loads_and_says_ready_once(tmp_path: Path, models: Path) -
             body = (await answer.json())["error"]
             assert (answer.status, body["code"]) == (503, "MODEL_LOADING")
             assert answer.headers["Retry-After"] == "1"
-            assert not worker.facts.exists()
+            early = json.loads(worker.facts.read_text())
+            assert (early["worker_id"], early["ready_monotonic_us"]) == ("w", 0)
+            await worker.until("STATUS=loading: creating the session 2/4 steps")
             events = await read_events(await client.get("/v1/loading/progress"))
             ready = await (await client.get("/v1/ready")).json()
         assert [event.event for event in events[-2:]] == ["ready", "message"]
@@ -41,6 +43,7 @@ async def test_listens_loads_and_says_ready_once(tmp_path: Path, models: Path) -
         assert len([notice for notice in worker.notices if "READY=1" in notice]) == 1
         assert any(notice.startswith("EXTEND_TIMEOUT_USEC=") for notice in worker.notices)
         facts = json.loads(worker.facts.read_text())
+        assert (facts["url"], facts["ready_monotonic_us"] > 0) == (early["url"], True)
         assert (facts["worker_id"], facts["model"], facts["task"], facts["slots_total"]) == ("w", "slow", "tensor", 2)
         assert facts["pid"] == worker.process.pid
         await worker.until("WATCHDOG=1")
