@@ -101,23 +101,31 @@ async def _run(make: Callable[[Notifier], Awaitable[Daemon]], notifier: Notifier
     with _of_life(life):
         daemon = await make(notifier)
     watchdog = asyncio.create_task(_feed_watchdog(daemon, notifier), name="watchdog")
-    reloads = asyncio.create_task(_reload_on_signal(daemon, notifier, hang_up, life), name="reload")
+    started = asyncio.Event()
+    reloads = asyncio.create_task(_reload_on_signal(daemon, notifier, started, hang_up, life), name="reload")
     try:
-        return await _until_stopped(daemon, stop)
+        return await _until_stopped(daemon, started, stop)
     finally:
+        await _cancel(reloads)  # its READY=1 has no place in a drain
         notifier.stopping("stopping")
-        await daemon.stop()
-        for task in (watchdog, reloads):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        try:
+            await daemon.stop()
+        finally:
+            await _cancel(watchdog)
 
 
-async def _until_stopped(daemon: Daemon, stop: asyncio.Event) -> int:
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _until_stopped(daemon: Daemon, started: asyncio.Event, stop: asyncio.Event) -> int:
     """Start, then wait for a signal or for the daemon's own end, whichever is first; a start can be stopped too."""
 
     async def live() -> None:
         await daemon.start()
+        started.set()
         await daemon.wait()
 
     living = asyncio.create_task(live(), name="daemon")
@@ -149,7 +157,10 @@ async def _feed_watchdog(daemon: Daemon, notifier: Notifier) -> None:
         await asyncio.sleep(interval)
 
 
-async def _reload_on_signal(daemon: Daemon, notifier: Notifier, hang_up: asyncio.Event, life: str) -> None:
+async def _reload_on_signal(
+    daemon: Daemon, notifier: Notifier, started: asyncio.Event, hang_up: asyncio.Event, life: str
+) -> None:
+    await started.wait()  # READY=1 ends a reload: before the start has ended it would be untrue
     while True:
         await hang_up.wait()
         hang_up.clear()
@@ -167,6 +178,10 @@ async def _reload(daemon: Daemon) -> str:
         reason = error.message if isinstance(error, RbeeError) else "it took too long"
         log(LOGGER, logging.ERROR, "reload refused, the old configuration stays in force", why=reason)
         return f"reload refused: {reason}"
+    except Exception:
+        # a defect: told with its stack, and the next reload finds somebody who listens
+        LOGGER.exception("reload failed")
+        return "reload refused: something failed inside, the journal has the reason"
     log(LOGGER, logging.INFO, "reloaded")
     return daemon.summary()
 

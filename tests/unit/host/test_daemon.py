@@ -17,6 +17,9 @@ class Sample:
     async def start(self):
         if mode in ("ConfigError", "ProviderUnavailable", "WorkerFailed"):
             raise getattr(errors, mode)("it is wrong: mend it")
+        if mode == "slow-start":
+            print("starting", file=sys.stderr, flush=True)
+            await asyncio.sleep(1.0)
         self.notifier.ready("ready")
     async def wait(self):
         if mode == "dies": raise errors.WorkerFailed("it died: look there")
@@ -24,6 +27,7 @@ class Sample:
     async def reload(self):
         self.reloads += 1
         if mode == "bad-reload": raise errors.ConfigError("bad file: mend it")
+        if mode == "defect" and self.reloads == 1: raise ZeroDivisionError("a defect")
     async def stop(self): print("stopped", file=sys.stderr, flush=True)
     def healthy(self): return mode != "sick"
     def summary(self): return f"reloaded {self.reloads}"
@@ -64,6 +68,26 @@ def test_hang_up_reloads_and_a_bad_file_leaves_the_old_in_force(mode: str, statu
     daemon.wait_ready()
     daemon.signal(signal.SIGHUP)
     assert status in daemon.wait_ready()
+    assert daemon.stop() == 0
+
+
+def test_hang_up_during_the_start_does_not_say_ready() -> None:
+    daemon = start("slow-start")
+    daemon.wait_log("starting")
+    daemon.signal(signal.SIGHUP)
+    assert "STATUS=ready" in daemon.wait_ready()
+    assert "STATUS=reloaded 1" in daemon.wait_ready()
+    assert daemon.stop() == 0
+
+
+def test_a_reload_that_fails_of_a_defect_is_told_and_the_next_one_works() -> None:
+    daemon = start("defect")
+    daemon.wait_ready()
+    daemon.signal(signal.SIGHUP)
+    assert "reload refused" in daemon.wait_ready()
+    daemon.signal(signal.SIGHUP)
+    assert "reloaded 2" in daemon.wait_ready()
+    assert "ZeroDivisionError" in daemon.text
     assert daemon.stop() == 0
 
 
