@@ -82,6 +82,10 @@ def _compose(path: Path, *, required: bool) -> yaml.Node | None:
         raise ConfigError(f"{path}: over 1 MiB: this is no configuration of ours")
     try:
         return yaml.compose(data, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise ConfigError(
+            f"{path}: not valid YAML: it is nested too deeply: this is no configuration of ours"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
@@ -95,7 +99,7 @@ def _document(path: Path, node: yaml.Node | None) -> dict[str, Any]:
     loader = yaml.SafeLoader("")
     try:
         document = loader.construct_document(node)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError for a date or a number that is none
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{path}{line}: not valid YAML: mend the line") from None

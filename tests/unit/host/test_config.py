@@ -65,7 +65,9 @@ def test_what_is_wrong_is_named_by_line_and_field(tmp_path: Path, text: str, lin
     assert "s3cret" not in caught.value.message
 
 
-@pytest.mark.parametrize("text", ["a: [1,\n", "- 1\n", "'\n", "? [a]: b\n", "\t: x", "just words"])
+@pytest.mark.parametrize(
+    "text", ["a: [1,\n", "- 1\n", "'\n", "? [a]: b\n", "\t: x", "just words", "a: 2024-13-45", "[" * 5000]
+)
 def test_files_that_are_no_mapping_are_refused_with_their_name(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
