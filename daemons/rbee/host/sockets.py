@@ -101,9 +101,13 @@ def _remove_stale(path: Path) -> None:
         probe.settimeout(1.0)
         try:
             probe.connect(str(path))
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             path.unlink(missing_ok=True)
             return
+        except (BlockingIOError, TimeoutError):
+            pass  # somebody listens there and is behind with accepting
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be looked at: {error.strerror}: check its owner") from None
     raise ConfigError(f"{path}: another process listens there: stop it first")
 
 

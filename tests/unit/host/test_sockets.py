@@ -1,5 +1,6 @@
 """Listening sockets: inherited ones, taken ports, stale files, and no public address without a token."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -67,6 +68,21 @@ def test_a_stale_socket_file_is_replaced_and_a_live_one_is_not(tmp_path: Path) -
         assert path.stat().st_mode & 0o777 == 0o666
         with pytest.raises(ConfigError, match="another process"):
             sockets.bind_unix(path)
+
+
+def test_a_live_socket_whose_queue_is_full_is_not_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    with socket.socket(socket.AF_UNIX) as busy, contextlib.ExitStack() as waiting:
+        busy.bind(str(path))
+        busy.listen(0)
+        with pytest.raises(BlockingIOError):
+            while True:
+                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+        with pytest.raises(ConfigError, match="another process"):
+            sockets.bind_unix(path)
+        assert path.is_socket()
 
 
 @pytest.mark.parametrize(("host", "public"), [("127.0.0.1", False), ("::1", False), ("0.0.0.0", True), ("::", True)])
