@@ -71,6 +71,11 @@ def _message(record: logging.LogRecord) -> str:
     return _CONTROL.sub("?", redacted(text))
 
 
+def _lines(record: logging.LogRecord) -> str:
+    """The same where a record is a line: what follows a newline in it does not look like a record of its own."""
+    return _message(record).replace("\n", "\n    ")
+
+
 def _quoted(value: object) -> str:
     text = str(value).replace("\n", "\\n")
     return f'"{text}"' if " " in text or not text else text
@@ -90,7 +95,7 @@ class TextHandler(logging.StreamHandler):  # type: ignore[type-arg]
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
         stack = _stack(record)
-        line = f"{moment} {record.levelname} {self._component}: {_message(record)}"
+        line = f"{moment} {record.levelname} {self._component}: {_lines(record)}"
         return f"{line}\n{stack}" if stack else line
 
 
@@ -108,7 +113,7 @@ class JournalHandler(logging.Handler):
         try:
             self._socket.sendto(data, JOURNAL_SOCKET)
         except OSError:
-            sys.stderr.write(f"<{_priority(record.levelno)}>{_message(record)}\n")
+            sys.stderr.write(f"<{_priority(record.levelno)}>{_lines(record)}\n")
 
     def close(self) -> None:
         """Close the socket."""

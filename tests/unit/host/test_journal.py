@@ -39,6 +39,14 @@ def test_a_value_cannot_forge_a_second_record(logger: logging.Logger, hostile: s
     assert not {"\x1b", "\r", "\0"} & set(stream.getvalue())
 
 
+def test_a_sentence_cannot_forge_a_second_record(logger: logging.Logger) -> None:
+    handler, stream = TextHandler("queen"), io.StringIO()
+    handler.setStream(stream)
+    logger.addHandler(handler)
+    logger.info("the runtime says: %s", "two\n2026-01-01T00:00:00 ERROR queen: forged")
+    assert [line[0] == " " for line in stream.getvalue().splitlines()] == [False, True]
+
+
 def entries(handler: JournalHandler, record: logging.LogRecord) -> dict[str, str]:
     return handler._journal_fields(record)
 
