@@ -233,6 +233,12 @@ async def test_every_datatype_goes_through(
         ("UINT64", [2], [2**64, 0], "does not fit UINT64"),
         ("UINT64", [2], [2**63, 0.5], "not UINT64"),
         ("UINT8", [1], [-1], "does not fit UINT8"),
+        ("FP32", [0, 10**22], [], "more than"),
+        ("FP32", [0, 10**9, 10**9], [], "more than"),
+        ("INT64", [2], [True, 1], "not INT64"),
+        ("FP32", [1], [10**400], "does not fit FP32"),
+        ("FP16", [1], [70000], "does not fit FP16"),
+        ("FP32", [20_001], ["x" * 10_000_000] + [""] * 20_000, "not FP32"),
     ],
 )
 def test_data_that_does_not_fit_is_refused_by_name(
@@ -240,6 +246,11 @@ def test_data_that_does_not_fit_is_refused_by_name(
 ) -> None:
     with pytest.raises(InvalidRequest, match=f"input 'x': .*{sentence}"):
         to_array("x", datatype, shape, data)
+
+
+def test_texts_take_no_more_room_than_they_are_long() -> None:
+    texts = ["x" * 10_000_000] + [""] * 20_000
+    assert to_array("x", "BYTES", [20_001], texts).tolist() == texts
 
 
 async def test_inputs_are_held_against_the_model(models: Path, runner: Runner) -> None:
@@ -258,6 +269,7 @@ async def test_inputs_are_held_against_the_model(models: Path, runner: Runner) -
         ([NamedTensor("x", "FP64", x.values), shift], [], "the model wants FP32"),
         ([wide, shift], [], "does not fit"),
         ([x, shift], ["nope"], "no output 'nope'"),
+        ([x, shift], ["z", "z"], "asked for twice"),
     ):
         with pytest.raises(InvalidRequest, match=sentence):
             await model.infer(given, wanted)

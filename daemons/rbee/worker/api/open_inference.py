@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from rbee import __version__
 from rbee.wire.errors import InvalidRequest, ModelLoading, UnsupportedParameter
-from rbee.wire.http.server import json_response, read_json
+from rbee.wire.http.server import decode_body, json_response, read_body
 from rbee.wire.worker_spec import Task
 from rbee.worker.engine.onnx_file import TensorInfo
 from rbee.worker.engine.tensor import NAMES, NamedTensor, TensorModel, protocol_shape, to_array, to_json
@@ -97,14 +97,17 @@ class OpenInferenceRoutes:
             raise UnsupportedParameter(
                 "binary tensors are not honoured here: send the tensors as JSON", details={"parameter": BINARY_HEADER}
             )
-        body = await read_json(request.clone(client_max_size=MOST_BODY), InferBody)
-        _refuse_parameters(body)
+        given = await read_body(request.clone(client_max_size=MOST_BODY))
         started = time.monotonic()
         request_id = request_id_of(request)
         slot = self._service.requests.slot(
             request_id, "/v2/models/{model}/infer", client=client_of(request), deadline=deadline_of(request)
         )
         async with slot:
+            # decoded, a body takes many times its room: as many at once as there are slots
+            body = decode_body(given, InferBody)
+            del given
+            _refuse_parameters(body)
             answer = await self._answer(model, body, request_id)
         self._service.metrics.inference.observe(time.monotonic() - started)
         headers = {REQUEST_ID_HEADER: request_id}

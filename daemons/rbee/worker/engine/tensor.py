@@ -21,7 +21,14 @@ DATATYPES: Mapping[str, str] = {
     "BYTES": "string",
 }  # fmt: skip
 NAMES = {element: datatype for datatype, element in DATATYPES.items()}
-KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "iuf", "O": "U"}
+JSON_TYPES: Mapping[str, frozenset[type]] = {
+    "b": frozenset({bool}),
+    "u": frozenset({int}),
+    "i": frozenset({int}),
+    "f": frozenset({int, float}),
+    "O": frozenset({str}),
+}
+"""Types of JSON values that may become a kind of NumPy type without loss of meaning."""
 MOST_ELEMENTS = 1 << 26
 WARM_UP_SIZES = (1, 16, 64, 224)
 
@@ -42,27 +49,23 @@ def to_array(name: str, datatype: str, shape: Sequence[int], data: object) -> Ar
         raise _invalid(name, f"the datatype {datatype} is not known", accepted=sorted(DATATYPES))
     count = _count(name, shape)
     dtype = numpy_type(element)
+    # as objects first: NumPy's own guess for texts is an array in which each one takes the longest one's room
+    seen = np.array(data, dtype=object)
+    types = frozenset(map(type, seen.flat))
+    if list in types:
+        raise _invalid(name, "the data is ragged")
+    if not types <= JSON_TYPES[dtype.kind]:
+        raise _invalid(name, f"the data is not {datatype}")
     try:
-        if not _fits(np.asarray(data), data, dtype.kind):
-            raise _invalid(name, f"the data is not {datatype}")
-        values = np.asarray(data, dtype=dtype)
-    except (ValueError, TypeError, OverflowError):
-        raise _invalid(name, f"the data is ragged or does not fit {datatype}") from None
+        with np.errstate(over="raise"):
+            values = seen.astype(dtype)
+    except (ValueError, OverflowError, FloatingPointError):
+        raise _invalid(name, f"the data does not fit {datatype}") from None
     if values.size != count:
         raise _invalid(name, f"the data has {values.size} elements and the shape asks for {count}")
     if values.ndim > 1 and list(values.shape) != list(shape):
         raise _invalid(name, f"the data is nested as {list(values.shape)} and the shape is {list(shape)}")
     return values.reshape(tuple(shape))
-
-
-def _fits(seen: Array, data: object, kind: str) -> bool:
-    """Whether JSON values that NumPy reads as ``seen`` may become ``kind`` without loss of meaning."""
-    if not seen.size or seen.dtype.kind in KINDS[kind]:
-        return True
-    if kind not in "iu" or seen.dtype.kind not in "fO":
-        return False
-    # integers on both sides of 2**63 are read as floats or objects: look at each
-    return all(type(each) is int for each in np.asarray(data, dtype=object).ravel())
 
 
 def _count(name: str, shape: Sequence[int]) -> int:
@@ -71,7 +74,7 @@ def _count(name: str, shape: Sequence[int]) -> int:
         if size < 0:
             raise _invalid(name, "the shape has a negative size")
         count *= size
-        if count > MOST_ELEMENTS:
+        if max(count, size) > MOST_ELEMENTS:
             raise _invalid(name, f"the shape asks for more than {MOST_ELEMENTS} elements")
     return count
 
@@ -148,6 +151,8 @@ class TensorModel:
             raise InvalidRequest(
                 f"the model has no output '{unknown[0][:64]}'", details={"outputs": names}, param="outputs"
             )
+        if len(set(wanted)) < len(wanted):
+            raise InvalidRequest("an output is asked for twice: name each one once", param="outputs")
         return list(wanted) or names
 
     def warm_up(self) -> None:
