@@ -1,5 +1,6 @@
 """A plain HTTP client for scenarios: the standard library's, over TCP and Unix sockets, with streams as they come."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -85,8 +86,11 @@ class Event:
 class Stream:
     """An open answer whose events are read as they come; leaving the context closes the connection."""
 
-    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
+    def __init__(
+        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, raw: socket.socket
+    ) -> None:
         self._connection = connection
+        self._raw = raw
         self._response = response
         self._decoder = SseDecoder()
         self.status = response.status
@@ -100,6 +104,11 @@ class Stream:
     def read(self) -> bytes:
         """The rest of the answer as bytes (for one that is no stream)."""
         return self._response.read()
+
+    def break_off(self) -> None:
+        """End the connection under a reader in another thread."""
+        with contextlib.suppress(OSError):
+            self._raw.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> "Stream":
         return self
@@ -127,7 +136,8 @@ class Http:
             sent["Content-Type"] = "application/json"
         connection = _Connection(self._connect, self._timeout_s)
         connection.request(method, path, body=data, headers={**sent, **(headers or {})})
-        return Stream(connection, connection.getresponse())
+        raw = connection.sock
+        return Stream(connection, connection.getresponse(), raw)
 
     def call(self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> Answer:
         """Call and return the whole answer."""
