@@ -15,10 +15,10 @@ from rbee.wire.worker_spec import Backend, Task
 
 API_VERSION = "v1"
 
-WorkerId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,64}$")]
-HiveId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?$")]
+WorkerId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,64}\Z")]
+HiveId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?\Z")]
 Text = Annotated[str, Meta(max_length=512)]
-Url = Annotated[str, Meta(pattern=r"^https?://[A-Za-z0-9.\[\]:_-]+$", max_length=300)]
+Url = Annotated[str, Meta(pattern=r"^https?://[A-Za-z0-9.\[\]:_-]+\Z", max_length=300)]
 Count = Annotated[int, Meta(ge=0)]
 
 

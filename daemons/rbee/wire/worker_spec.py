@@ -43,7 +43,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=4096)]
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$")] | None = None
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}\Z")] | None = None
     task: Task = Task.AUTO
     backend: Backend = Backend.CPU
     device: Annotated[int, Meta(ge=0, le=63)] = 0

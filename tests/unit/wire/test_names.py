@@ -1,11 +1,13 @@
 """Names that cross a boundary: what is accepted, and that nothing of what is refused is repeated."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rbee.wire import names
 from rbee.wire.errors import InvalidModelReference, InvalidRequest
+from rbee.wire.messages import ExternalReady, SpawnRequest
 
 
 @pytest.mark.parametrize("value", ["a", "worker-1", "A" * 64, "0"])
@@ -60,3 +62,17 @@ def test_any_text_is_accepted_or_refused_and_nothing_else(value: str) -> None:
             assert check(value)
         except InvalidRequest as error:
             assert error.status == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"worker_id": "w\n"},
+        {"worker_id": "w", "hive_id": "bee\n"},
+        {"worker_id": "w", "url": "http://127.0.0.1:8081\n", "model_ref": "file:///m", "backend": "cpu"},
+    ],
+)
+def test_a_line_end_after_a_name_is_refused_at_the_edge(body: dict[str, str]) -> None:
+    kind = ExternalReady if "url" in body else SpawnRequest
+    with pytest.raises(msgspec.ValidationError, match="pattern"):
+        msgspec.json.decode(msgspec.json.encode(body), type=kind)
