@@ -401,5 +401,7 @@ class Registry:
             self._tell(Change(worker))
 
     def _tell(self, change: Change) -> None:
+        if not change.removed and self._workers.get(change.worker.key) is not change.worker:
+            return  # a request that ends may outlive its worker's row: that is no news of a worker
         for listener in self._listeners:
             listener(change)

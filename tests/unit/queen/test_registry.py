@@ -176,6 +176,21 @@ def test_changes_are_told_and_an_unchanged_picture_tells_nothing() -> None:
     assert all(change.removed for change in told[3:])
 
 
+def test_a_request_that_outlives_its_workers_row_is_no_news_of_the_worker() -> None:
+    registry = Registry(SilenceLimits())
+    registry.apply(report(revision=1), 0.0)
+    row = registry.worker(Key("bee", "w"))
+    assert row is not None
+    registry.take(row)
+    told: list[Change] = []
+    registry.listen(told.append)
+    registry.remove(row.key)
+    registry.give_back(row)
+    registry.doubt(row, "broke off")
+    registry.prove(row, 10.0)
+    assert [change.removed for change in told] == [True]
+
+
 def test_a_worker_is_found_by_the_name_it_has_now() -> None:
     registry = Registry(SilenceLimits())
     registry.apply(report(revision=1, model="before"), 0.0)
