@@ -557,7 +557,6 @@ def newest(stack: Stack, story: Story) -> None:
 @given("a queen and a hive with short intervals, and the worker of the talking model runs")
 def short_intervals(stack: Stack, story: Story) -> None:
     stack.hive_config = {"heartbeat_interval_s": 0.3}
-    stack.queen_config = {"heartbeat": {"drop_after_s": 5}}
     run_talk(stack, story)
 
 
@@ -628,6 +627,10 @@ def answered(stack: Stack, story: Story) -> None:
 
 @when("the hive stands still for longer than the limit")
 def hive_silent_for_long(stack: Stack, things: ExitStack) -> None:
+    assert stack.queen is not None
+    stack.write_queen_config({"heartbeat": {"drop_after_s": 2}})
+    stack.queen.signal(signal.SIGHUP)
+    stack.queen.wait_log("configuration reloaded")
     hive_stands_still(stack, things)
 
 
