@@ -101,6 +101,7 @@ def test_pooling_and_lengths_are_the_models_own(tmp_path: Path) -> None:
     rule = pooling_rule(facts)
     assert (rule.pooling, rule.normalise) == (Pooling.CLS, False)
     assert length_rule(facts, None, 512).truncate is False
+    assert length_rule(facts, None, None).limit == 2048  # attention's memory grows with the square of the length
     assert length_rule(facts, 128, 512).limit == 128
     write(tmp_path, sentence_bert_config_json={"max_seq_length": 256})
     assert length_rule(read_folder(tmp_path).facts, 128, 512).limit == 256
@@ -132,6 +133,49 @@ def test_external_data_counts_and_stays_inside(tmp_path: Path) -> None:
     (folder / "data.bin").unlink()
     with pytest.raises(ConfigError, match=r"data\.bin is missing"):
         read_folder(folder)
+
+
+@pytest.mark.parametrize("where", ["function", "sparse initializer", "sparse attribute"])
+def test_external_data_is_found_wherever_a_graph_may_hold_a_tensor(tmp_path: Path, where: str) -> None:
+    outside = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value="../../etc/shadow")
+    sparse = onnx.SparseTensorProto(values=outside, indices=helper.make_tensor("i", TensorProto.INT64, [1], [0]))
+    sparse.dims.append(1)
+    graphs.identity(tmp_path / "model.onnx", TensorProto.FLOAT, 1)
+    model = onnx.load(str(tmp_path / "model.onnx"))
+    if where == "function":
+        node = helper.make_node("Constant", [], ["c"])
+        node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR, t=outside)
+        model.functions.append(helper.make_function("d", "f", [], ["c"], [node], [helper.make_opsetid("", 17)]))
+    elif where == "sparse initializer":
+        model.graph.sparse_initializer.append(sparse)
+    else:
+        node = model.graph.node.add(op_type="Constant", output=["c"])
+        node.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ConfigError, match="outside"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "tokenizer.json"])
+def test_no_file_of_a_model_leads_outside(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    graphs.identity(folder / "model.onnx", TensorProto.FLOAT, 1)
+    (tmp_path / "secret").write_text("{}")
+    (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(ConfigError, match=f"{name}.* leads outside"):
+        read_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", b"[" * 100_000), ("chat_template.jinja", b"\xff"), ("chat_template.jinja", b" " * (17 << 20))],
+)
+def test_a_file_that_cannot_be_read_is_a_config_error(tmp_path: Path, name: str, content: bytes) -> None:
+    graphs.identity(tmp_path / "model.onnx", TensorProto.FLOAT, 1)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=name):
+        read_folder(tmp_path)
 
 
 def test_a_model_must_lie_under_a_root(tmp_path: Path) -> None:

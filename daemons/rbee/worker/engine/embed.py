@@ -135,7 +135,7 @@ class Embedder:
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text).ids
         limit = self._length.limit
-        if limit is None or len(ids) <= limit or not self._length.truncate:
+        if len(ids) <= limit or not self._length.truncate:
             return ids
         special = self._tokenizer.num_special_tokens_to_add(False)
         bare = self._tokenizer.encode(text, add_special_tokens=False)
@@ -148,7 +148,7 @@ class Embedder:
         if any(not 0 <= token < vocabulary for token in row):
             raise InvalidRequest(f"input {index} has a token id outside the vocabulary", param="input")
         limit = self._length.limit
-        if limit is not None and len(row) > limit:
+        if len(row) > limit:
             raise InvalidRequest(
                 f"input {index} has {len(row)} tokens and the model reads {limit}: shorten it",
                 details={"tokens": len(row), "limit": limit},

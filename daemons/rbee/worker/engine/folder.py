@@ -23,6 +23,7 @@ CONFIG_FILES = (
 )
 LISTS = {"modules.json"}
 TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_FILE = "tokenizer.json"
 READ_CHUNK = 8 << 20
 
 
@@ -63,9 +64,14 @@ def resolve_folder(reference: str, roots: Sequence[Path]) -> Path:
 
 def read_folder(path: Path) -> ModelFolder:
     """Read the folder at ``path``; raises ConfigError naming the file that is missing, malformed or leads outside."""
-    files = frozenset(_relative_files(path))
+    try:
+        files = frozenset(_relative_files(path))
+    except OSError as error:
+        raise ConfigError(f"model: the folder cannot be read: {error.strerror}; check its owner and mode") from None
+    for name in files & {*CONFIG_FILES, TEMPLATE_FILE, TOKENIZER_FILE}:
+        _inside(path, name)
     configs = {name: _read_config(path / name, name) for name in CONFIG_FILES if name in files}
-    template = (path / TEMPLATE_FILE).read_text(encoding="utf-8") if TEMPLATE_FILE in files else None
+    template = recognise.read_text(path / TEMPLATE_FILE) if TEMPLATE_FILE in files else None
     name = _model_name(files, configs)
     model_file = _inside(path, name)
     graph = onnx_file.read_graph(model_file)

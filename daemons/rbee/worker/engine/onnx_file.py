@@ -12,10 +12,12 @@ from rbee.wire.errors import ConfigError
 from rbee.worker.engine import protobuf
 from rbee.worker.engine.protobuf import LENGTH, Field
 
-MODEL_GRAPH = 7
-GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT = 1, 5, 11, 12
+MODEL_GRAPH, MODEL_FUNCTION, FUNCTION_NODE = 7, 25, 7
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_SPARSE = 1, 5, 11, 12, 15
 NODE_OP_TYPE, NODE_ATTRIBUTE = 4, 5
 ATTRIBUTE_TENSOR, ATTRIBUTE_GRAPH, ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS = 5, 6, 10, 11
+ATTRIBUTE_SPARSE, ATTRIBUTE_SPARSES = 22, 23
+SPARSE_VALUES, SPARSE_INDICES = 1, 2
 TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME, TENSOR_EXTERNAL = 1, 2, 8, 13
 VALUE_NAME, VALUE_TYPE = 1, 2
 TYPE_TENSOR, TENSOR_ELEM, TENSOR_SHAPE, SHAPE_DIM, DIM_VALUE, DIM_PARAM = 1, 1, 2, 1, 1, 2
@@ -81,10 +83,15 @@ def read_graph(path: Path) -> GraphFacts:
 
 def _read_model(data: memoryview) -> GraphFacts:
     found = _Collected()
-    graphs = [each for each in protobuf.fields(data, 0, len(data)) if each.number == MODEL_GRAPH]
+    parts = [each for each in protobuf.fields(data, 0, len(data)) if each.number in (MODEL_GRAPH, MODEL_FUNCTION)]
+    graphs = [each for each in parts if each.number == MODEL_GRAPH]
     if len(graphs) != 1 or graphs[0].wire != LENGTH:
         raise protobuf.MalformedMessage("it holds no graph")
     _read_main_graph(data, graphs[0], found)
+    for function in (each for each in parts if each.number == MODEL_FUNCTION and each.wire == LENGTH):
+        for part in protobuf.fields(data, function.start, function.end):
+            if part.number == FUNCTION_NODE and part.wire == LENGTH:
+                _node(data, part, found, 0)
     return GraphFacts(
         tuple(tensor for tensor in found.inputs if tensor.name not in found.initializers),
         tuple(found.outputs),
@@ -111,6 +118,8 @@ def _read_graph_part(data: memoryview, part: Field, found: _Collected, depth: in
         _node(data, part, found, depth)
     elif part.number == GRAPH_INITIALIZER:
         _tensor(data, part, found)
+    elif part.number == GRAPH_SPARSE:
+        _sparse_tensor(data, part, found)
 
 
 def _node(data: memoryview, node: Field, found: _Collected, depth: int) -> None:
@@ -129,6 +138,8 @@ def _attribute(data: memoryview, attribute: Field, found: _Collected, depth: int
             continue
         if part.number in (ATTRIBUTE_TENSOR, ATTRIBUTE_TENSORS):
             _tensor(data, part, found)
+        elif part.number in (ATTRIBUTE_SPARSE, ATTRIBUTE_SPARSES):
+            _sparse_tensor(data, part, found)
         elif part.number in (ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS):
             for inner in protobuf.fields(data, part.start, part.end):
                 _read_graph_part(data, inner, found, depth + 1)
@@ -149,6 +160,12 @@ def _tensor(data: memoryview, tensor: Field, found: _Collected) -> None:
             if key == "location":
                 found.external.add(value)
     found.weights[element] = found.weights.get(element, 0) + count
+
+
+def _sparse_tensor(data: memoryview, sparse: Field, found: _Collected) -> None:
+    for part in protobuf.fields(data, sparse.start, sparse.end):
+        if part.number in (SPARSE_VALUES, SPARSE_INDICES) and part.wire == LENGTH:
+            _tensor(data, part, found)
 
 
 def _numbers(data: memoryview, part: Field) -> list[int]:

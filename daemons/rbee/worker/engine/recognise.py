@@ -15,6 +15,7 @@ PAST_PREFIXES = ("past_key_values.", "past_key_", "past.")
 INT4_OPERATORS = {"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"}
 INT8_OPERATORS = {"MatMulInteger", "DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv", "DequantizeLinear"}
 UNBOUNDED_LENGTH = 1_000_000
+MOST_TEXT = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +145,28 @@ def _chat_template(folder: FolderFacts) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def read_text(path: Path) -> str:
+    """The text in ``path``; raises ConfigError where it cannot be read, is no UTF-8, or is over 16 MiB."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_TEXT + 1)
+        if len(data) > MOST_TEXT:
+            raise ConfigError(f"{path.name}: over 16 MiB; fetch the model again")
+        return data.decode()
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path.name}: cannot be read as text ({_why(error)}); fetch the model again") from None
+
+
 def read_json(path: Path, kind: type[T]) -> T:
     """The JSON in ``path``, which must be of ``kind``; raises ConfigError naming the file and what is wrong."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path.name}: cannot be read as JSON ({error}); fetch the model again") from None
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path.name}: cannot be read as JSON ({_why(error)}); fetch the model again") from None
     if not isinstance(value, kind):
         raise ConfigError(f"{path.name}: must hold a JSON {kind.__name__}; fetch the model again")
     return value
+
+
+def _why(error: Exception) -> str:
+    return error.strerror or "it is not there" if isinstance(error, OSError) else str(error)

@@ -5,19 +5,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rbee.wire.errors import ConfigError
+from rbee.worker.engine.folder import TOKENIZER_FILE
 from rbee.worker.engine.recognise import UNBOUNDED_LENGTH, FolderFacts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TOKENIZER_FILE = "tokenizer.json"
+DEFAULT_LENGTH = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class LengthRule:
     """How long an encoder's input may be, in tokens; ``truncate`` only where the model's own files say so."""
 
-    limit: int | None
+    limit: int
     truncate: bool
 
 
@@ -50,4 +51,5 @@ def length_rule(facts: FolderFacts, declared_truncation: int | None, context_len
         if isinstance(value, int) and 0 < value < UNBOUNDED_LENGTH:
             limit = min(value, context_length) if context_length is not None else value
             return LengthRule(limit, truncate=True)
-    return LengthRule(context_length, truncate=False)
+    # attention's memory grows with the square of the length: a model that names none is not without one
+    return LengthRule(context_length if context_length is not None else DEFAULT_LENGTH, truncate=False)
