@@ -85,7 +85,10 @@ class Fallback:
                 if worker is None or worker.url is None or not may_ask(worker, time.monotonic()):
                     return
                 self._metrics.fallback_polls.inc()
-                if await self._ready(worker.url):
+                ready = await self._ready(worker.url)
+                if self._registry.worker(key) is not worker or not may_ask(worker, time.monotonic()):
+                    return  # the hive spoke meanwhile: what it says stands
+                if ready:
                     hive = worker.hive
                     lasts = self._registry.limits.stale_after_intervals * hive.interval_s
                     self._registry.prove(worker, time.monotonic() + lasts)
