@@ -84,8 +84,8 @@ class Fail:
 
 
 def routable(worker: Candidate) -> bool:
-    """Whether the worker is ready and not held back, its slots aside."""
-    return worker.state.ready and not worker.held
+    """Whether the worker is ready, can be reached and is not held back, its slots aside."""
+    return worker.state.ready and not worker.held and worker.report.url is not None
 
 
 def choose(workers: Iterable[Candidate], exclude: Collection[Key] = ()) -> Key | None:
@@ -127,7 +127,7 @@ def next_step(workers: Collection[Candidate], tried: Collection[Key], starting: 
     if fresh:
         return Start(min(fresh, key=_start_order).key)
     for worker in workers:
-        if worker.state.ready:  # held by an operator
+        if worker.state.ready:  # held by an operator, or its address is still to come
             return Wait(Waiting.BUSY, worker.key)
         if worker.state is WorkerState.DRAINING and worker.key not in tried:
             return Wait(Waiting.LOADING, worker.key)
