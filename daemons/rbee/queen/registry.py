@@ -62,8 +62,9 @@ class Hive:
 class Worker:
     """One worker: its latest report and what the queen knows beside it.
 
-    ``suspect`` says why the queen doubts the report (the connection broke); the next report clears it. ``proven_until``
-    is how long (monotonic) a direct answer of the worker stands in for its silent hive.
+    ``suspect`` says why the queen doubts the report (the connection broke); the next report clears it, and where there
+    is no hive to report, time does (``forgiven_at``, monotonic). ``proven_until`` is how long (monotonic) a direct
+    answer of the worker stands in for its silent hive.
     """
 
     key: Key
@@ -71,6 +72,7 @@ class Worker:
     hive: Hive
     held: bool = False
     suspect: str = ""
+    forgiven_at: float = 0.0
     proven_until: float = 0.0
     in_flight: int = 0
     served: int = 0
@@ -322,7 +324,7 @@ class Registry:
         """Route nothing to the worker until its hive speaks of it again."""
         if not worker.suspect:
             worker.suspect = reason
-            worker.proven_until = 0.0
+            worker.forgiven_at = worker.proven_until = 0.0
             self._tell(Change(worker))
 
     def prove(self, worker: Worker, until: float) -> None:
@@ -348,7 +350,17 @@ class Registry:
             if worker.proven_until and now >= worker.proven_until:
                 worker.proven_until = 0.0
                 self._tell(Change(worker))
+            if worker.hive.manual and worker.suspect:
+                self._forgive(worker, now)
         return gone
+
+    def _forgive(self, worker: Worker, now: float) -> None:
+        """No hive will speak of a worker that was registered by hand: after a while it is tried anew."""
+        if not worker.forgiven_at:
+            worker.forgiven_at = now + DEFAULT_INTERVAL_S
+        elif now >= worker.forgiven_at:
+            worker.suspect = ""
+            self._tell(Change(worker))
 
     def _forget(self, hive: Hive) -> None:
         for worker in [one for one in self._workers.values() if one.hive is hive]:

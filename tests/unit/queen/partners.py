@@ -51,6 +51,7 @@ class WorkerPartner:
     break_after: int | None = None
     refuse_with: list[tuple[int, bytes]] = field(default_factory=list)
     ready: bool = True
+    ready_hold: asyncio.Event | None = None
     hold: asyncio.Event | None = None
     bodies: list[bytes] = field(default_factory=list)
     headers: list[CIMultiDictProxy[str]] = field(default_factory=list)
@@ -149,6 +150,8 @@ class WorkerPartner:
 
     async def ready_route(self, request: web.Request) -> web.StreamResponse:
         self.polls += 1
+        if self.ready_hold is not None:
+            await self.ready_hold.wait()
         return web.json_response({"ready": self.ready, "state": "idle" if self.ready else "loading"})
 
     async def metadata(self, request: web.Request) -> web.StreamResponse:

@@ -216,6 +216,17 @@ def test_manual_workers_stay_apart_from_hives() -> None:
         registry.find("nobody", None)
 
 
+def test_doubt_about_a_worker_without_a_hive_ends_after_a_while() -> None:
+    registry = Registry(SilenceLimits())
+    row = registry.register(report(hive="hand"), 0.0)
+    registry.doubt(row, "does not answer")
+    for now in (1.0, 5.9):
+        registry.sweep(now)
+        assert row.state is WorkerState.UNHEALTHY
+    registry.sweep(6.0)
+    assert row.state is WorkerState.IDLE
+
+
 def test_a_view_counts_what_the_queen_sent() -> None:
     registry = Registry(SilenceLimits())
     registry.apply(report(slots_total=2), 0.0)

@@ -276,6 +276,25 @@ async def test_a_silent_hive_of_a_loading_worker_brings_the_fallback(
     assert worker.polls == await queen.metric("queen_rbee_readiness_fallback_polls_total") == 1
 
 
+async def test_what_the_hive_says_while_its_worker_is_asked_stands(queen: RunningQueen, worker: WorkerPartner) -> None:
+    worker.ready_hold = asyncio.Event()
+    await queen.beat(report(WorkerState.LOADING, url=worker.url), interval_s=0.1)
+    waiting = asyncio.create_task(ask(queen))
+    await until(lambda: worker.polls == 1)
+    await queen.beat(report(WorkerState.FAILED, url=None, reason="broken", exit_status=1), interval_s=5.0)
+    worker.ready_hold.set()
+    assert (await waiting)[0] == 503
+    await asyncio.sleep(0.05)
+    assert queen.state() is WorkerState.FAILED
+
+
+async def test_a_ready_worker_without_an_address_is_passed_over(queen: RunningQueen, worker: WorkerPartner) -> None:
+    await queen.tell(report(worker="a", url=None), ready=False)
+    await queen.tell(report(worker="b", url=worker.url))
+    async with asyncio.timeout(5.0):
+        assert [(await ask(queen))[0] for _ in range(3)] == [200] * 3
+
+
 async def test_a_hive_that_speaks_brings_no_fallback(queen: RunningQueen, worker: WorkerPartner) -> None:
     waiting = None
     for _ in range(30):
