@@ -1,5 +1,6 @@
 """Sampling, detokenising and stop strings: pure decisions."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rbee.wire.errors import ConfigError, InvalidRequest
+from rbee.worker.engine import template_limits
 from rbee.worker.engine.chat import ChatTemplate
 from rbee.worker.engine.detokenise import Detokeniser, StopStrings
 from rbee.worker.engine.sampling import Sampler, SamplingParams, distribution
@@ -105,3 +107,35 @@ def test_a_chat_template_cannot_reach_python() -> None:
         template.render([])
     with pytest.raises(ConfigError, match="does not compile"):
         ChatTemplate("{% for %}", {})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{% set ns = namespace(n=9) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+        "{{ 'a' * 10 ** 11 }}",
+        "{{ messages * 10 ** 11 }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ 1 // 0 }}",
+        "{% set ns = namespace(s='a') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='a') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}",
+    ],
+)
+def test_a_chat_template_without_end_or_sense_is_refused_in_time(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_limits, "RENDER_LIMIT_S", 0.5)
+    template = ChatTemplate(source, {})
+    started = time.monotonic()
+    with pytest.raises(InvalidRequest):
+        template.render([{"role": "user", "content": "a"}])
+    assert time.monotonic() - started < 5
+
+
+def test_a_long_conversation_is_rendered() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.role }}{{ loop.index }}{% endfor %}", {})
+    assert template.render([{"role": "u", "content": ""}] * 3) == "u1u2u3"
+    assert len(template.render([{"role": "u", "content": ""}] * 30_000)) > 30_000

@@ -6,38 +6,40 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rbee.wire.errors import ConfigError, InvalidRequest
 from rbee.worker.engine.recognise import FolderFacts
+from rbee.worker.engine.template_limits import MOST_RENDERED, LimitedEnvironment
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-MOST_RENDERED = 4 << 20
+MOST_REASON = 300
 
 
 class ChatTemplate:
     """A compiled template. ``source`` comes from the model's files and runs without access to Python's inside."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        environment = LimitedEnvironment(
             trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = _now
+        self._environment = environment
         self._special = dict(special_tokens)
         try:
             self._template = environment.from_string(source)
-        except TemplateError as error:
+        except (TemplateError, RecursionError) as error:
             raise ConfigError(f"the model's chat template does not compile: {error}; fetch the model again") from None
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt for ``messages`` ({role, content}); raises InvalidRequest with the template's own reason."""
+        self._environment.begin()
         try:
             text = self._template.render(messages=list(messages), add_generation_prompt=True, **self._special)
-        except TemplateError as error:
+        except Exception as error:  # noqa: BLE001 - a template raises whatever its expressions do
             raise InvalidRequest(
-                f"the model's chat template refuses these messages: {error}", param="messages"
+                f"the model's chat template refuses these messages: {str(error)[:MOST_REASON]}", param="messages"
             ) from None
         if len(text) > MOST_RENDERED:
             raise InvalidRequest("the messages make a prompt that is too long", param="messages")
