@@ -66,7 +66,8 @@ class Definitions:
         try:
             definition = Definition(path, load_config(WorkerSpec, path, required=True).value)
         except ConfigError as error:
-            definition = Definition(path, None, error.message)
+            # this goes into answers and reports, which tell no folder of this machine
+            definition = Definition(path, None, error.message.replace(f"{path.parent}/", ""))
         self._parsed[path] = (stamp, definition)
         return definition
 
