@@ -18,7 +18,7 @@ from rbee.host.machine import gpu_list, machine_facts
 from rbee.wire import names
 from rbee.wire.errors import InvalidRequest, TooManyRequests
 from rbee.wire.http.middleware import IDENTITY, STREAM, open_route
-from rbee.wire.http.server import SseStream, json_response, read_json
+from rbee.wire.http.server import SseStream, json_response, read_json, while_it_reads
 from rbee.wire.messages import API_VERSION, ExternalReady, GpuFacts, SpawnRequest, WorkerList, WorkerReport
 
 _DEFAULT_LINES = 100
@@ -186,7 +186,7 @@ async def _as_events(request: web.Request, records: AsyncIterator[LogLine]) -> w
     finally:
         alive.cancel()
         await asyncio.gather(alive, return_exceptions=True)
-    await stream.response.write_eof()
+    await stream.end()
     return stream.response
 
 
@@ -203,8 +203,8 @@ async def _as_json_lines(request: web.Request, records: AsyncIterator[LogLine]) 
     request[STREAM] = response
     async with contextlib.aclosing(records):  # type: ignore[type-var]
         async for record in records:
-            await response.write(msgspec.json.encode(record) + b"\n")
-    await response.write_eof()
+            await while_it_reads(request, response.write(msgspec.json.encode(record) + b"\n"))
+    await while_it_reads(request, response.write_eof())
     return response
 
 

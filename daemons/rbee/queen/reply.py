@@ -1,14 +1,13 @@
 """The answer to one client on its way out: not begun, begun, or ended; a client that reads nothing is let go."""
 
-import asyncio
 from typing import Protocol
 
 from aiohttp import web
 
 from rbee.queen.dispatch import Refused, Upstream
 from rbee.wire.http.middleware import STREAM
+from rbee.wire.http.server import while_it_reads
 
-CLIENT_STALL_S = 60.0
 _PASSED_ON = ("Content-Type", "Content-Length", "Inference-Header-Content-Length", "X-Request-Id")
 
 
@@ -61,17 +60,11 @@ class Reply:
 
     async def write(self, chunk: bytes) -> None:
         """Send bytes; raises ConnectionResetError when the client took none for 60 s."""
-        response = self._begun()
-        try:
-            async with asyncio.timeout(CLIENT_STALL_S):
-                await response.write(chunk)
-        except TimeoutError:
-            self.abort()
-            raise ConnectionResetError("the client stopped reading") from None
+        await while_it_reads(self._request, self._begun().write(chunk))
 
     async def end(self) -> None:
-        """Close the answer."""
-        await self._begun().write_eof()
+        """Close the answer; raises as :meth:`write`."""
+        await while_it_reads(self._request, self._begun().write_eof())
 
     def abort(self) -> None:
         """Break the connection."""

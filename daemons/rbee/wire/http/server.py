@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -19,6 +19,7 @@ from rbee.wire.sse import CONTENT_TYPE, DONE, comment, encode
 
 T = TypeVar("T")
 MAX_BODY = 1 << 20
+CLIENT_STALL_S = 60.0
 _BACKLOG = 1024
 _KEEPALIVE_S = 75.0
 _PROTOCOL_ERROR_AT = " - at `$."
@@ -106,10 +107,25 @@ def decode_body(body: bytes, kind: type[T]) -> T:
         raise InvalidRequest("the body is not valid JSON", details={"field": "body"}) from None
 
 
-class SseStream:
-    """A stream of events to one client; each write goes out at once and waits while the client is slow."""
+async def while_it_reads(request: web.Request, sending: Awaitable[None]) -> None:
+    """Wait for a write to a client; raises ConnectionResetError, its connection broken, when it takes none for 60 s."""
+    try:
+        async with asyncio.timeout(CLIENT_STALL_S):
+            await sending
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the client stopped reading") from None
 
-    def __init__(self, response: web.StreamResponse) -> None:
+
+class SseStream:
+    """A stream of events to one client; each write goes out at once and waits while the client is slow.
+
+    Every write raises ConnectionResetError when the client takes none of it for 60 s.
+    """
+
+    def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
+        self._request = request
         self.response = response
 
     @classmethod
@@ -120,25 +136,34 @@ class SseStream:
         response.content_type = CONTENT_TYPE
         await response.prepare(request)
         request[middleware.STREAM] = response
-        return cls(response)
+        return cls(request, response)
 
     async def send(self, event: str | None, data: object, event_id: str | None = None) -> None:
         """Write one event; ``data`` that is not bytes is encoded as JSON."""
         payload = data if isinstance(data, bytes) else msgspec.json.encode(data)
-        await self.response.write(encode(event, payload, event_id))
+        await self.raw(encode(event, payload, event_id))
 
     async def raw(self, chunk: bytes) -> None:
         """Pass bytes through that are events already."""
-        await self.response.write(chunk)
+        await while_it_reads(self._request, self.response.write(chunk))
 
     async def comment(self, text: str) -> None:
         """Write a comment line, which keeps the connection open."""
-        await self.response.write(comment(text))
+        await self.raw(comment(text))
+
+    def abort(self) -> None:
+        """Cut the connection at once, what waits to be read included: for a reader that does not read."""
+        if self._request.transport is not None:
+            self._request.transport.abort()
 
     async def done(self) -> None:
         """Write the closing ``[DONE]`` and end the answer."""
-        await self.response.write(DONE)
-        await self.response.write_eof()
+        await self.raw(DONE)
+        await self.end()
+
+    async def end(self) -> None:
+        """End the answer."""
+        await while_it_reads(self._request, self.response.write_eof())
 
 
 class Server:
