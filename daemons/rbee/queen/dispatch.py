@@ -96,8 +96,14 @@ class Upstream:
         return self.response.content_type == "text/event-stream"
 
     def body(self) -> AsyncGenerator[bytes, None]:
-        """The body as it comes: whole events where it is a stream of them. Raises as :mod:`rbee.queen.relay` says."""
+        """The body as it comes: whole events where it is a stream of them, one piece where it is none and small.
+
+        Raises as :mod:`rbee.queen.relay` says.
+        """
+        length = self.response.content_length
         read = relay.events if self.is_events else relay.chunks
+        if not self.is_events and length is not None and length <= relay.WHOLE_BYTES:
+            read = relay.whole
         return read(self._first, self.response, self._patience, self.worker)
 
     def close(self) -> None:

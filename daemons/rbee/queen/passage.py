@@ -67,7 +67,8 @@ async def carry(dispatcher: Dispatcher, call: Call, sink: Sink, story: Story, ac
 
     Returns a refusal that came before the answer began, for the caller to answer with; raises RbeeError likewise.
     Once the answer began, an error is told as ``story``'s one terminal event. A caller that is cancelled takes the
-    request at the worker with it.
+    request at the worker with it. Raises ConnectionResetError when the client left, and when an answer without events
+    had to be cut.
     """
     try:
         for number in range(1, TRIES + 1):
@@ -76,7 +77,9 @@ async def carry(dispatcher: Dispatcher, call: Call, sink: Sink, story: Story, ac
                 return await _refuse(answer, sink, story, account)
             try:
                 await _pass_on(dispatcher, call, answer, sink, story)
-            except WorkerFailed as error:
+            except RbeeError as error:
+                if answer.passed and not answer.is_events:
+                    raise _cut(error, call, sink, account) from None
                 if answer.passed or number == TRIES or not relay.is_broken(error):
                     raise  # a client that has bytes of one worker gets none of another
             else:
@@ -91,6 +94,14 @@ async def carry(dispatcher: Dispatcher, call: Call, sink: Sink, story: Story, ac
         await sink.write(story.queued() + story.error(info(context.correlation_id.get())))
         await sink.end()
     return None
+
+
+def _cut(error: RbeeError, call: Call, sink: Sink, account: Account) -> ConnectionResetError:
+    """Break off an answer that has no events to tell of its error in; the client sees that it is not whole."""
+    account.failed(error.code)
+    log(LOGGER, logging.ERROR, "answer cut short", code=error.code, model=call.model, why=error.message)
+    sink.abort()
+    return ConnectionResetError("the worker broke off within an answer that has no events")
 
 
 async def _refuse(answer: Refused, sink: Sink, story: Story, account: Account) -> Refused | None:
@@ -181,9 +192,6 @@ async def _pass_on(dispatcher: Dispatcher, call: Call, upstream: Upstream, sink:
         whole = True
     except WorkerFailed:
         dispatcher.broke(upstream)
-        if sink.begun and not upstream.is_events:
-            sink.abort()
-            raise ConnectionResetError("the worker broke off within an answer that has no events") from None
         raise
     finally:
         upstream.close()

@@ -12,6 +12,8 @@ from rbee.wire.errors import ProtocolError, RbeeError, WorkerFailed
 from rbee.wire.sse import DONE
 
 _MOST_EVENT_BYTES = 8 << 20
+WHOLE_BYTES = 1 << 20
+"""A body that is no stream of events, and no longer than this, is passed on in one piece."""
 _BOUNDARY = b"\n\n"
 DEADLINE_GRACE_S = 0.25
 """At a deadline the worker ends the request itself and says so; the queen does where no word comes for this long."""
@@ -83,6 +85,14 @@ async def chunks(
         raise broken(worker) from error
 
 
+async def whole(
+    first: bytes, response: aiohttp.ClientResponse, patience: Patience, worker: str
+) -> AsyncGenerator[bytes, None]:
+    """A small body in one piece: until it is whole the client has none of it, and another worker can answer."""
+    async with aclosing(chunks(first, response, patience, worker)) as body:
+        yield b"".join([chunk async for chunk in body])
+
+
 async def events(
     first: bytes, response: aiohttp.ClientResponse, patience: Patience, worker: str
 ) -> AsyncGenerator[bytes, None]:
@@ -111,6 +121,6 @@ def broken(worker: str) -> WorkerFailed:
     )
 
 
-def is_broken(error: WorkerFailed) -> bool:
+def is_broken(error: RbeeError) -> bool:
     """Whether the error is one of :func:`broken`: the worker went away, as opposed to fell silent."""
     return error.details.get("reason") == _LOST

@@ -93,7 +93,8 @@ class WorkerPartner:
         body = json.loads(self.bodies[-1])
         if not body.get("stream"):
             await self._wait()
-            return web.json_response({"model": body.get("model"), "path": request.path, "answer": "".join(self.tokens)})
+            answer = {"model": body.get("model"), "path": request.path, "answer": "".join(self.tokens)}
+            return await self._whole(request, json.dumps(answer).encode())
         lines = [json.dumps({"choices": [{"delta": {"content": token}}]}) for token in self.tokens]
         return await self._stream(request, [f"data: {line}\n\n".encode() for line in lines])
 
@@ -108,6 +109,18 @@ class WorkerPartner:
         return await self._stream(
             request, [f"event: {name}\ndata: {json.dumps(data)}\n\n".encode() for name, data in events]
         )
+
+    async def _whole(self, request: web.Request, body: bytes) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(body))})
+        await response.prepare(request)
+        if self.break_after is not None:
+            await response.write(body[: len(body) // 2])
+            await asyncio.sleep(0.05)
+            assert request.transport is not None
+            request.transport.abort()
+            return response
+        await response.write(body)
+        return response
 
     async def _wait(self) -> None:
         self.running += 1

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import socket
 import time
 import uuid
 from typing import Any
@@ -199,6 +200,66 @@ async def test_broken_after_the_first_byte_ends_with_exactly_one_error(
     assert events[3:] == [b"data: [DONE]"]
     assert serving.state() is WorkerState.UNHEALTHY
     assert await serving.metric('queen_rbee_errors_total{code="WORKER_FAILED"}') == 1
+
+
+async def test_a_whole_answer_that_breaks_off_is_asked_of_another(
+    queen: RunningQueen, worker: WorkerPartner, second: WorkerPartner
+) -> None:
+    worker.break_after = 0
+    await queen.tell(report(worker="a", url=worker.url))
+    await queen.tell(report(worker="b", url=second.url))
+    for _ in range(2):
+        status, body = await stream(queen, stream=False)
+        assert (status, json.loads(body)["answer"]) == (200, "other")
+    assert len(worker.bodies) == 1
+    assert queen.state("a") is WorkerState.UNHEALTHY
+
+
+async def test_a_large_answer_that_breaks_off_is_cut_and_counted_as_an_error(
+    serving: RunningQueen, worker: WorkerPartner
+) -> None:
+    worker.break_after, worker.tokens = 0, ["x" * (8 << 20)]
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await stream(serving, stream=False)
+    assert serving.state() is WorkerState.UNHEALTHY
+    assert await serving.metric('queen_rbee_errors_total{code="WORKER_FAILED"}') == 1
+    name = 'queen_rbee_request_duration_seconds_count{outcome="error",route="/v1/chat/completions"}'
+    assert await serving.metric(name) == 1
+
+
+async def reader_that_stalls(queen: RunningQueen, path: str, body: dict[str, Any]) -> socket.socket:
+    """A client that sends its request and takes no byte of the answer."""
+    data = json.dumps(body).encode()
+    lines = (
+        f"POST {path} HTTP/1.1",
+        "Host: queen",
+        f"Authorization: Bearer {API_TOKEN}",
+        f"Content-Length: {len(data)}",
+    )
+    head = "\r\n".join((*lines, "", ""))
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    reader.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(reader, ("127.0.0.1", int(queen.url.rpartition(":")[2])))
+    await loop.sock_sendall(reader, head.encode() + data)
+    return reader
+
+
+@pytest.mark.parametrize("tokens", [["x" * 40_000] * 1000, ["y" * (5 << 20)]])
+async def test_a_client_that_stops_reading_holds_no_slot(
+    serving: RunningQueen, worker: WorkerPartner, monkeypatch: pytest.MonkeyPatch, tokens: list[str]
+) -> None:
+    monkeypatch.setattr("rbee.wire.http.server.CLIENT_STALL_S", 0.3)
+    worker.tokens = tokens  # many events, or one that the last write leaves in the socket's way
+    reader = await reader_that_stalls(serving, CHAT, {"model": MODEL, "stream": True})
+    try:
+        await until(lambda: serving.core.admission.in_flight == 1)
+        await until(lambda: serving.core.admission.in_flight == 0)
+        await until(lambda: worker.running == 0)
+        assert serving.state() is WorkerState.IDLE
+    finally:
+        reader.close()
 
 
 async def test_a_worker_that_falls_silent_is_given_up(configured: Configured, worker: WorkerPartner) -> None:
