@@ -1,6 +1,7 @@
 """A stream to a reader who does not read: bounded, in order, and ended in time."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -48,6 +49,27 @@ async def test_a_reader_that_stops_reading_is_cancelled_and_little_was_produced(
         async with asyncio.timeout(5):
             assert "took nothing for 0.4 s" in str(await ended)
     assert len(sent) < 1000
+
+
+async def test_the_connection_of_a_reader_that_stopped_reading_is_closed() -> None:
+    handled: asyncio.Future[asyncio.BaseTransport] = asyncio.get_running_loop().create_future()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        transport = request.transport
+        assert transport is not None
+        stream = BoundedStream(await SseStream.open(request), limit_s=0.2)
+        with contextlib.suppress(InferenceCancelled):
+            while True:
+                await stream.send("token", {"text": PADDING})
+        await stream.finish(("error", {}))
+        handled.set_result(transport)
+        return stream.response
+
+    async with served(handler) as url, aiohttp.ClientSession() as client, client.get(url):
+        async with asyncio.timeout(5):
+            transport = await handled
+            while transport.get_extra_info("socket").fileno() != -1:  # noqa: ASYNC110 - the close of a socket has no event
+                await asyncio.sleep(0.02)
 
 
 async def test_a_reader_that_pauses_gets_everything_in_order() -> None:
