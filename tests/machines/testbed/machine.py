@@ -175,6 +175,9 @@ class Machine:
         assert self._nspawn is not None
         self._nspawn.wait(10)
         self._nspawn, self._nspawn_pid, self.pid = None, 0, 0
+        # the kernel takes its time to end a machine's network: its port would be in the way of the next boot
+        with contextlib.suppress(TestbedError):
+            self.network.run(["ip", "link", "delete", self.port])
         cgroups.discard(self._groups)
 
     # -- commands ------------------------------------------------------------------------------------------------
