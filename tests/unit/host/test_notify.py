@@ -71,3 +71,10 @@ def test_without_a_manager_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> N
     notifier = Notifier.from_environment()
     notifier.ready("x")
     assert notifier.watchdog_interval_s is None
+
+
+def test_a_manager_that_does_not_read_never_blocks_the_daemon(manager: socket.socket, notifier: Notifier) -> None:
+    for number in range(2000):  # more than the queue of a datagram socket holds
+        notifier.watchdog()
+        notifier.status(f"number {number}", force=True)
+    assert manager.recv(999) == b"WATCHDOG=1"
