@@ -156,11 +156,6 @@ class SseStream:
         if self._request.transport is not None:
             self._request.transport.abort()
 
-    def abort(self) -> None:
-        """Cut the connection at once, what waits to be read included: for a reader that does not read."""
-        if self._request.transport is not None:
-            self._request.transport.abort()
-
     async def done(self) -> None:
         """Write the closing ``[DONE]`` and end the answer."""
         await self.raw(DONE)
