@@ -1,10 +1,13 @@
 """The demonstration of `rbee dev`: a question, three sentences, and the lines to go on with."""
 
+import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import rbee
 from rbee.keeper import openai
 from rbee.keeper.client import Daemon, Patience
 from rbee.keeper.dev.folders import Folders, Ports
@@ -57,7 +60,6 @@ def lines_to_go_on(made: Folders, ports: Ports) -> str:
     json = "-H 'Content-Type: application/json'"
     chat = f'{{"model":"{TALKING_MODEL}","stream":true,"messages":[{{"role":"user","content":"{QUESTION}"}}]}}'
     texts = f'{{"model":"{EMBEDDING_MODEL}","input":["{SENTENCES[0]}"]}}'
-    rbee = "rbee" if shutil.which("rbee") else f"{sys.executable} -m rbee.keeper.main"
     return "\n".join(
         (
             "",
@@ -67,7 +69,15 @@ def lines_to_go_on(made: Folders, ports: Ports) -> str:
             f"  curl --unix-socket {made.hive_socket} http://hive/v1/workers/list",
             f"  curl -N {queen}/v1/chat/completions {token} {json} -d '{chat}'",
             f"  curl {queen}/v1/embeddings {token} {json} -d '{texts}'",
-            f"  {rbee} --socket {made.queen_socket} --hive-socket {made.hive_socket} worker list",
+            f"  {_this_command()} --socket {made.queen_socket} --hive-socket {made.hive_socket} worker list",
             "",
         )
     )
+
+
+def _this_command() -> str:
+    """How another terminal calls this command: by name where it is installed, else from this checkout."""
+    if shutil.which("rbee"):
+        return "rbee"
+    package = Path(rbee.__file__).parent.parent
+    return f"PYTHONPATH={shlex.quote(str(package))} {shlex.quote(sys.executable)} -m rbee.keeper.main"
