@@ -16,12 +16,12 @@ import msgspec
 
 from rbee.hive.metrics import HiveMetrics
 from rbee.hive.workers import Change
-from rbee.host.units.owner import TaskOwner
 from rbee.wire.backoff import delays
 from rbee.wire.errors import RbeeError
 from rbee.wire.http.client import fetch_json
 from rbee.wire.log import ALERT, log
 from rbee.wire.messages import CallbackAnswer, WorkerReport
+from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
 READY_PATH = "/v2/workers/ready"

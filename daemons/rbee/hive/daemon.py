@@ -31,7 +31,6 @@ from rbee.host.machine import machine_facts
 from rbee.host.notify import Notifier
 from rbee.host.sockets import refuse_public_without_token, tcp_address
 from rbee.host.units.facts import UnitSupervisor
-from rbee.host.units.owner import TaskOwner
 from rbee.wire.auth import Role, Secret, TokenVerifier
 from rbee.wire.errors import ConfigError
 from rbee.wire.http.client import client_session
@@ -40,6 +39,7 @@ from rbee.wire.http.server import Server, build_app, metrics_handler
 from rbee.wire.log import log
 from rbee.wire.messages import API_VERSION, MachineFacts, WorkerReport, WorkerState
 from rbee.wire.peer import PeerAdmins
+from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
 CONNECTIVITY_LIMIT_S = 5.0

@@ -19,7 +19,6 @@ from rbee.queen.events import EventHub
 from rbee.queen.fallback import Fallback
 from rbee.queen.hive_client import HiveClient
 from rbee.queen.metrics import QueenMetrics
-from rbee.queen.owner import Owner
 from rbee.queen.registry import Change, Hive, Registry, SilenceLimits
 from rbee.queen.sessions import Sessions
 from rbee.queen.starter import Starter
@@ -29,6 +28,7 @@ from rbee.wire.auth import Secret
 from rbee.wire.http.client import client_session
 from rbee.wire.log import log
 from rbee.wire.messages import WorkerReport
+from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
 SWEEP_S = 1.0
@@ -72,7 +72,7 @@ class Core:
         self.tokens = tokens
         self._closing = asyncio.Event()
         self.metrics = QueenMetrics()
-        self.owner = Owner()
+        self.owner = TaskOwner(of_requests=True)
         self.hub = EventHub()
         self.registry = Registry(_silence(config))
         self.admission = Admission(self.registry, _wait_limits(config.requests), self.metrics)

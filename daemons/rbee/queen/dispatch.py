@@ -15,7 +15,6 @@ import msgspec
 
 from rbee.queen import relay
 from rbee.queen.admission import Admission, Lease, News, Want
-from rbee.queen.owner import Owner
 from rbee.queen.registry import Registry, Worker
 from rbee.queen.relay import Patience
 from rbee.wire.auth import Secret
@@ -23,6 +22,7 @@ from rbee.wire.deadline import DEADLINE_HEADER, Deadline, after
 from rbee.wire.errors import AllSlotsBusy, Draining, ErrorBody, ErrorInfo, ModelLoading, RbeeError, WorkerUnreachable
 from rbee.wire.http.client import request_headers
 from rbee.wire.log import log
+from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -129,7 +129,7 @@ class Dispatcher:
         admission: Admission,
         session: aiohttp.ClientSession,
         token: Callable[[], Secret | None],
-        owner: Owner,
+        owner: TaskOwner,
         limits: SendLimits,
     ) -> None:
         self._registry = registry
@@ -217,7 +217,7 @@ class Dispatcher:
     def cancel(self, url: str, request_id: str | None) -> None:
         """Tell a worker that nobody waits for the request any more; returns at once."""
         if request_id is not None:
-            self._owner.spawn(self._delete(f"{url}/v1/inference/{request_id}"), "cancel at worker")
+            self._owner.start(self._delete(f"{url}/v1/inference/{request_id}"), "cancel at worker")
 
     async def _delete(self, url: str) -> None:
         with contextlib.suppress(TimeoutError, aiohttp.ClientError):  # a worker that is gone has cancelled as well

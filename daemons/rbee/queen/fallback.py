@@ -16,7 +16,6 @@ import aiohttp
 import msgspec
 
 from rbee.queen.metrics import QueenMetrics
-from rbee.queen.owner import Owner
 from rbee.queen.registry import Registry, Worker
 from rbee.queen.routing import Key
 from rbee.wire.auth import Secret
@@ -24,6 +23,7 @@ from rbee.wire.errors import ProtocolError
 from rbee.wire.http.client import decode_answer
 from rbee.wire.log import log
 from rbee.wire.messages import WorkerState
+from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
 SILENT_INTERVALS = 2.0
@@ -50,7 +50,7 @@ class Fallback:
         registry: Registry,
         session: aiohttp.ClientSession,
         token: Callable[[], Secret | None],
-        owner: Owner,
+        owner: TaskOwner,
         metrics: QueenMetrics,
         *,
         every_s: float = 2.0,
@@ -73,7 +73,7 @@ class Fallback:
             if worker.key not in self._polling and fresh and may_ask(worker, now):
                 self._polling.add(worker.key)
                 self._asked[worker.key] = worker.report.revision  # one round of 30 s for each report
-                if self._owner.spawn(self._poll(worker.key), f"ask {worker.key}") is None:
+                if self._owner.start(self._poll(worker.key), f"ask {worker.key}") is None:
                     self._polling.discard(worker.key)
 
     async def _poll(self, key: Key) -> None:

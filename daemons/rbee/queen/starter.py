@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rbee.queen.hive_client import HiveClient
-from rbee.queen.owner import Owner
 from rbee.queen.registry import Change, Registry
 from rbee.queen.routing import Key
 from rbee.wire.errors import RbeeError
 from rbee.wire.log import log
 from rbee.wire.messages import SpawnRequest, WorkerReport, WorkerState
+from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
 REPORT_LIMIT_S = 15.0
@@ -32,7 +32,7 @@ class _Start:
 class Starter:
     """Asks hives to start workers and holds each start as under way until its worker's next report."""
 
-    def __init__(self, registry: Registry, hives: HiveClient, owner: Owner, settled: Settled) -> None:
+    def __init__(self, registry: Registry, hives: HiveClient, owner: TaskOwner, settled: Settled) -> None:
         """``settled`` is called when a start is no longer under way, with the error if the hive refused it."""
         self._registry = registry
         self._hives = hives
@@ -52,7 +52,7 @@ class Starter:
         if key in self._under_way or worker is None:
             return
         self._under_way[key] = _Start(worker.report)
-        if self._owner.spawn(self._run(key), f"start {key}") is None:
+        if self._owner.start(self._run(key), f"start {key}") is None:
             self._under_way.pop(key, None)
 
     def _on_change(self, change: Change) -> None:

@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from rbee.queen.dispatch import Refused, Upstream
-from rbee.queen.owner import Owner
 from rbee.queen.stories import TypedStory
 from rbee.wire import context
 from rbee.wire.errors import ErrorBody, InferenceCancelled, InternalError, RbeeError, TaskNotFound, TooManyRequests
 from rbee.wire.sse import DONE, DONE_DATA, SseDecoder, encode
+from rbee.wire.tasks import TaskOwner
 
 MOST_BUFFERED_BYTES = 4 << 20
 _ENDS = {"end", "error"}
@@ -142,7 +142,7 @@ class Task:
 class TaskRegistry:
     """All tasks. ``owner`` runs them; closing it cancels and awaits them."""
 
-    def __init__(self, owner: Owner, *, most: int, most_events: int, retention_s: float) -> None:
+    def __init__(self, owner: TaskOwner, *, most: int, most_events: int, retention_s: float) -> None:
         self._owner = owner
         self._most = most
         self._most_events = most_events
@@ -164,7 +164,7 @@ class TaskRegistry:
         """Make a task and run it; raises TooManyRequests."""
         self._make_room()
         task = Task(task_id if task_id not in self._tasks else str(uuid.uuid4()), model, self._most_events)
-        runner = self._owner.spawn(self._run(task, run), f"task {task.task_id}")
+        runner = self._owner.start(self._run(task, run), f"task {task.task_id}")
         if runner is None:
             raise TooManyRequests("the queen takes no further task now: ask again later", retry_after_s=5)
         task.runner = runner

@@ -13,9 +13,9 @@ from tests.unit.hive.queen import TOKEN, Queen, queen_and_session
 from rbee.hive.callback import Callbacks, CallbackSettings, Owed, owing
 from rbee.hive.metrics import HiveMetrics
 from rbee.hive.workers import Change
-from rbee.host.units.owner import TaskOwner
 from rbee.wire.log import ALERT, fields_of
 from rbee.wire.messages import WorkerReport, WorkerState
+from rbee.wire.tasks import TaskOwner
 
 QUICK = CallbackSettings(timeout_s=0.3, first_wait_s=0.05)
 IDLE, LOADING, FAILED = WorkerState.IDLE, WorkerState.LOADING, WorkerState.FAILED

@@ -15,8 +15,8 @@ from rbee.hive.metrics import HiveMetrics
 from rbee.hive.queen_link import QueenLink, reconnect_wait
 from rbee.hive.workers import WorkerTable
 from rbee.host.paths import Paths
-from rbee.host.units.owner import TaskOwner
 from rbee.wire.messages import MachineFacts
+from rbee.wire.tasks import TaskOwner
 
 MACHINE = MachineFacts("node", 2, 1, 1, 1, 1)
 

@@ -11,10 +11,10 @@ import msgspec
 
 from rbee.host.units.child_life import MOST_LINES, ChildLife, ChildSettings
 from rbee.host.units.facts import UnitFacts, UnitWatcher
-from rbee.host.units.owner import TaskOwner
 from rbee.wire.errors import WorkerNotFound
 from rbee.wire.log import log
 from rbee.wire.names import worker_id as checked_id
+from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
 Line = tuple[float, str]

@@ -16,12 +16,12 @@ from dbus_fast import Message, MessageType
 from rbee.host.units import bus_names
 from rbee.host.units.bus import Bus, UnitRow
 from rbee.host.units.facts import UnitFacts, UnitWatcher
-from rbee.host.units.owner import TaskOwner
 from rbee.host.units.properties import PropertyValue, complete, facts_from, wanted, worker_of_path
 from rbee.wire.backoff import delays
 from rbee.wire.errors import RbeeError, SystemdUnavailable
 from rbee.wire.log import log
 from rbee.wire.names import unit_of, worker_of
+from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
 SETTLE_S = 0.02
