@@ -178,22 +178,11 @@ class HiveApi:
 
 async def _as_events(request: web.Request, records: AsyncIterator[LogLine]) -> web.StreamResponse:
     stream = await SseStream.open(request)
-    alive = asyncio.create_task(_comment(stream))
-    try:
-        async with contextlib.aclosing(records):  # type: ignore[type-var]
-            async for record in records:
-                await stream.send("line", record)
-    finally:
-        alive.cancel()
-        await asyncio.gather(alive, return_exceptions=True)
+    async with stream.kept_open(_COMMENT_S), contextlib.aclosing(records):  # type: ignore[type-var]
+        async for record in records:
+            await stream.send("line", record)
     await stream.end()
     return stream.response
-
-
-async def _comment(stream: SseStream) -> None:
-    while True:
-        await asyncio.sleep(_COMMENT_S)
-        await stream.comment("here")
 
 
 async def _as_json_lines(request: web.Request, records: AsyncIterator[LogLine]) -> web.StreamResponse:

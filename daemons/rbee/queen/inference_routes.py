@@ -173,26 +173,16 @@ class InferenceRoutes:
 
     async def _follow(self, request: web.Request, task: Task, after: int) -> web.StreamResponse:
         stream = await SseStream.open(request, {"X-Rbee-Task": task.task_id})
-        reply = Reply(request)
-        reply.response = stream.response
-        async with asyncio.TaskGroup() as group:
-            beat = group.create_task(_keep_open(stream))
+        async with stream.kept_open(COMMENT_S):
             async for events in task.follow(after):
-                await reply.write(events)
-            beat.cancel()
-        await reply.end()
+                await stream.raw(events)
+        await stream.end()
         return stream.response
 
     async def cancel_task(self, request: web.Request) -> web.StreamResponse:
         """DELETE /v2/tasks/T: 204, also for one that is over or unknown."""
         self._core.tasks.cancel(request.match_info["task"])
         return web.Response(status=204)
-
-
-async def _keep_open(stream: SseStream) -> None:
-    while True:
-        await asyncio.sleep(COMMENT_S)
-        await stream.comment("here")
 
 
 def _call(ask: Ask, path: Callable[[Worker], str]) -> Call:

@@ -227,7 +227,7 @@ async def test_a_large_answer_that_breaks_off_is_cut_and_counted_as_an_error(
     assert await serving.metric(name) == 1
 
 
-async def reader_that_stalls(queen: RunningQueen, path: str, body: dict[str, Any]) -> socket.socket:
+async def reader_that_stalls(queen: RunningQueen, path: str, body: dict[str, Any], *more: str) -> socket.socket:
     """A client that sends its request and takes no byte of the answer."""
     data = json.dumps(body).encode()
     lines = (
@@ -235,6 +235,7 @@ async def reader_that_stalls(queen: RunningQueen, path: str, body: dict[str, Any
         "Host: queen",
         f"Authorization: Bearer {API_TOKEN}",
         f"Content-Length: {len(data)}",
+        *more,
     )
     head = "\r\n".join((*lines, "", ""))
     reader = socket.socket()
@@ -251,7 +252,7 @@ async def test_a_client_that_stops_reading_holds_no_slot(
     serving: RunningQueen, worker: WorkerPartner, monkeypatch: pytest.MonkeyPatch, tokens: list[str]
 ) -> None:
     monkeypatch.setattr("rbee.wire.http.server.CLIENT_STALL_S", 0.3)
-    worker.tokens = tokens  # many events, or one that the last write leaves in the socket's way
+    worker.tokens = tokens  # many events, or one that is large
     reader = await reader_that_stalls(serving, CHAT, {"model": MODEL, "stream": True})
     try:
         await until(lambda: serving.core.admission.in_flight == 1)
@@ -260,6 +261,28 @@ async def test_a_client_that_stops_reading_holds_no_slot(
         assert serving.state() is WorkerState.IDLE
     finally:
         reader.close()
+
+
+def left_by_clients(queen: RunningQueen, route: str) -> int:
+    """How many requests of a route ended because their client left or stopped reading."""
+    labels = {"route": route, "method": "POST", "status": "499"}
+    return int(queen.core.metrics.registry.get_sample_value("queen_rbee_http_requests_total", labels) or 0)
+
+
+async def test_a_reader_of_a_task_that_stops_reading_is_no_defect(
+    serving: RunningQueen,
+    worker: WorkerPartner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("rbee.wire.http.server.CLIENT_STALL_S", 0.3)
+    worker.tokens = ["y" * (3 << 20)] * 4
+    reader = await reader_that_stalls(serving, "/v2/tasks", {"model": MODEL}, "Accept: text/event-stream")
+    try:
+        await until(lambda: "request failed" in caplog.text or left_by_clients(serving, "/v2/tasks"))
+    finally:
+        reader.close()
+    assert "request failed" not in caplog.text
 
 
 async def test_a_worker_that_falls_silent_is_given_up(configured: Configured, worker: WorkerPartner) -> None:

@@ -1,8 +1,9 @@
 """One way to build and run an HTTP server: on Unix and TCP sockets, with the shared middlewares."""
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -150,6 +151,22 @@ class SseStream:
     async def comment(self, text: str) -> None:
         """Write a comment line, which keeps the connection open."""
         await self.raw(comment(text))
+
+    @contextlib.asynccontextmanager
+    async def kept_open(self, every_s: float) -> AsyncIterator[None]:
+        """Write a comment at that pace for the length of the block."""
+
+        async def comments() -> None:
+            while True:
+                await asyncio.sleep(every_s)
+                await self.comment("here")
+
+        beat = asyncio.create_task(comments(), name="comments")
+        try:
+            yield
+        finally:
+            beat.cancel()
+            await asyncio.gather(beat, return_exceptions=True)
 
     def abort(self) -> None:
         """Cut the connection at once, what waits to be read included: for a reader that does not read."""
