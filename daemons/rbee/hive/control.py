@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 
@@ -20,6 +20,7 @@ from rbee.wire.errors import (
     Conflict,
     InvalidDevice,
     InvalidRequest,
+    RbeeError,
     TooManyRequests,
     WorkerNotFound,
 )
@@ -88,11 +89,30 @@ class Control:
             return self._row_in(request.worker_id), True
 
     async def _start(self, worker_id: str) -> None:
-        worker = self._table.find(worker_id)
         self._table.set_stop_reason(worker_id, "")
-        if worker is not None and worker.unit.active_state == "failed":
-            await self._units.reset_failed(worker_id)
+        await self._forget_starts(worker_id)
         await self._units.start_unit(worker_id)
+
+    async def _forget_starts(self, worker_id: str) -> None:
+        """Clear the count of starts: the unit's limit is for those that systemd makes by itself after failures.
+
+        A unit that stays loaded without failing (an enabled one) keeps its count too.
+        """
+        worker = self._table.find(worker_id)
+        if worker is not None and (worker.unit.load_state == "loaded" or worker.unit.active_state == "failed"):
+            with contextlib.suppress(WorkerNotFound):  # systemd has let go of the unit, and of its count
+                await self._units.reset_failed(worker_id)
+
+    @contextlib.contextmanager
+    def _because(self, worker_id: str, reason: str) -> Iterator[None]:
+        """Note why the order within the block ends the worker's life; an order that fails ends none."""
+        before = self._table.get(worker_id).stop_reason
+        self._table.set_stop_reason(worker_id, reason)
+        try:
+            yield
+        except RbeeError:
+            self._table.set_stop_reason(worker_id, before)
+            raise
 
     async def _definition(self, request: SpawnRequest) -> Definition:
         """The definition to start: the one that exists, or the one asked for, written first."""
@@ -160,8 +180,8 @@ class Control:
             log(LOGGER, logging.INFO, "worker.stop", event="worker.stop", actor=actor, worker=worker_id, reason=reason)
             if worker.external is not None:
                 return self._table.unregister_external(worker_id)
-            self._table.set_stop_reason(worker_id, reason)
-            await self._units.stop_unit(worker_id)
+            with self._because(worker_id, reason):
+                await self._units.stop_unit(worker_id)
             if forget and await asyncio.to_thread(self._definitions.forget, worker_id):
                 remaining = await asyncio.to_thread(self._definitions.read, worker_id)
                 self._table.set_definition(worker_id, remaining)
@@ -183,35 +203,35 @@ class Control:
                 idle_s=round(idle_s, 1),
                 limit_s=limit_s,
             )
-            self._table.set_stop_reason(worker_id, IDLE)
-            await self._units.stop_unit(worker_id)
+            with self._because(worker_id, IDLE):
+                await self._units.stop_unit(worker_id)
 
-    async def restart(self, worker_id: str, actor: str, *, reason: str = REQUESTED) -> WorkerReport:
+    async def restart(self, worker_id: str, actor: str) -> WorkerReport:
         """Stop, then start a worker. Raises WorkerNotFound, Conflict (outside systemd), SystemdUnavailable."""
         async with self._order(worker_id):
             worker = self._table.get(worker_id)
             if worker.external is not None:
                 raise Conflict(f"{worker_id} is a worker outside systemd: whoever started it restarts it")
-            log(
-                LOGGER,
-                logging.INFO,
-                "worker.restart",
-                event="worker.restart",
-                actor=actor,
-                worker=worker_id,
-                reason=reason,
-            )
-            self._table.set_stop_reason(worker_id, reason)
-            if worker.unit.active_state == "failed":
-                await self._units.reset_failed(worker_id)
-            await self._units.restart_unit(worker_id)
+            await self._forget_starts(worker_id)
+            await self._restart(worker_id, actor, REQUESTED)
             return self._table.row(worker_id)
 
     async def restart_unhealthy(self, worker_id: str) -> None:
-        """Restart a worker whose unit runs and whose HTTP is dead."""
-        worker = self._table.find(worker_id)
-        if worker is not None and worker.external is None:
-            await self.restart(worker_id, f"hive {self._table.hive_id}", reason=UNHEALTHY)
+        """Restart a worker whose unit runs and whose HTTP is dead; its starts count for the unit's limit.
+
+        Raises SystemdUnavailable.
+        """
+        async with self._order(worker_id):
+            worker = self._table.find(worker_id)
+            if worker is not None and worker.external is None and worker.unit.running and worker.unhealthy:
+                await self._restart(worker_id, f"hive {self._table.hive_id}", UNHEALTHY)
+
+    async def _restart(self, worker_id: str, actor: str, reason: str) -> None:
+        log(
+            LOGGER, logging.INFO, "worker.restart", event="worker.restart", actor=actor, worker=worker_id, reason=reason
+        )
+        with self._because(worker_id, reason):
+            await self._units.restart_unit(worker_id)
 
     async def register(self, ready: ExternalReady, actor: str) -> WorkerReport:
         """Take in a worker that runs outside systemd, once it answers on this machine as the one it says it is.
