@@ -310,6 +310,8 @@ def _unix_of(monotonic_us: int) -> float | None:
 
 def _log_change(report: WorkerReport, last_pid: int) -> None:
     level = logging.WARNING if report.state in (WorkerState.FAILED, WorkerState.UNHEALTHY) else logging.INFO
+    ends = report.state in (WorkerState.DRAINING, WorkerState.STOPPED)
+    unasked = report.managed and ends and not report.reason
     message = "worker force-killed" if report.reason == FORCE_KILLED else f"worker {report.state.value}"
     log(
         LOGGER,
@@ -319,6 +321,7 @@ def _log_change(report: WorkerReport, last_pid: int) -> None:
         pid=report.pid or last_pid or None,
         invocation_id=report.invocation_id or None,
         reason=report.reason or None,
+        asked_by="not this hive: systemctl, or systemd itself" if unasked else None,
         result=report.result if report.result not in ("", "success") else None,
         exit_status=report.exit_status or None,
         exit_signal=report.exit_signal or None,

@@ -81,5 +81,5 @@ class Starter:
         worker = self._registry.worker(key)
         if worker is None:
             return
-        log(LOGGER, logging.INFO, "asking hive to start worker", worker=str(key))
+        log(LOGGER, logging.INFO, "asking hive to start worker: a request waits for its model", worker=str(key))
         await self._hives.spawn(worker.hive, SpawnRequest(worker_id=key.worker_id))
