@@ -75,9 +75,11 @@ class Daemon:
         """One try without a body; returns the HTTP status. Raises TimeoutError, ClientError or RemoteError."""
         async with (
             asyncio.timeout(timeout_s),
-            self._open().request(method, self.place.url + path, headers=request_headers()) as response,
+            self._open().request(
+                method, self.place.url + path, headers=request_headers(), allow_redirects=False
+            ) as response,
         ):
-            if response.status >= 400:
+            if response.status >= 300:
                 raise remote_error(response.status, await response.read())
             return response.status
 
@@ -96,12 +98,17 @@ class Daemon:
         async def once() -> aiohttp.ClientResponse:
             async with asyncio.timeout(head_limit_s):
                 return await self._open().request(
-                    method, self.place.url + path, data=data, headers=headers, timeout=timeout
+                    method,
+                    self.place.url + path,
+                    data=data,
+                    headers=headers,
+                    timeout=timeout,
+                    allow_redirects=False,
                 )
 
         response = await self._persist(once, head_limit_s, repeatable=False)
         try:
-            if response.status >= 400:
+            if response.status >= 300:
                 async with asyncio.timeout(self._patience.timeout_s):
                     raise remote_error(response.status, await response.read())
             _watch_connection(response)

@@ -99,5 +99,5 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
 def _chunk(data: bytes) -> Chunk:
     try:
         return msgspec.json.decode(data, type=Chunk)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"an event of the stream is not what it should be: {error}") from None

@@ -132,5 +132,5 @@ def keep_partial(answer: Answer, folder: Path, name: str) -> Path | None:
 def _decode(event: SseEvent) -> Data:
     try:
         return msgspec.json.decode(event.data, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"an event of the stream is not what it should be: {error}") from None

@@ -85,6 +85,20 @@ def test_the_token_of_the_file_is_presented_and_never_shown(person: Person) -> N
     assert "s3cret" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("command", [("chat", "--model", "m", "-m", "hi"), ("infer", "--model", "m", "--prompt", "hi")])
+def test_a_redirect_is_not_followed_with_a_persons_words(person: Person, command: tuple[str, ...]) -> None:
+    with Peer(lambda _, send: send(answer({}))) as other:
+
+        def redirect(asked: Asked, send: Send) -> None:
+            send(f"HTTP/1.1 307 Elsewhere\r\nLocation: {other.url}/\r\nContent-Length: 0\r\n\r\n".encode())
+
+        with Peer(redirect) as peer:
+            done = person.rbee("--queen-url", peer.url, *command)
+    assert done.returncode == 1
+    assert other.connections == 0
+    assert "Traceback" not in done.stderr
+
+
 def test_a_missing_token_is_explained(person: Person) -> None:
     with Peer(lambda _, send: send(error("MISSING_API_KEY", "the Authorization header is missing", 401))) as peer:
         done = person.rbee("--queen-url", peer.url, "model", "list")
