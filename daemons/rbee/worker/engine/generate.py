@@ -87,11 +87,6 @@ class SequentialGenerator:
         """Tokens that prompt and completion may have together."""
         return self._context_length
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether messages can be rendered."""
-        return self._template is not None
-
     async def encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids of a prompt; raises InvalidRequest where it is empty, too long, or outside the vocabulary."""
         return await self._runner.step(lambda _: self._encode(prompt))

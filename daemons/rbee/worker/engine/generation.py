@@ -57,10 +57,6 @@ class Generator(Protocol):
     def context_length(self) -> int:
         """Tokens that prompt and completion may have together."""
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether messages can be rendered."""
-
     async def encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids of a prompt; raises InvalidRequest where it is empty, too long, or outside the vocabulary."""
 
