@@ -22,6 +22,7 @@ COMMANDS = {
     "embed": "Turn texts into vectors.",
     "task": "Cancel a task.",
     "hive": "Check a machine's hive.",
+    "doctor": "Check this machine: what it lacks, and what to do.",
     "credentials": "Make and rotate the tokens of this machine.",
     "config": "Show or write this command's own configuration.",
     "dev": "Run queen, hive and two workers in this terminal.",

@@ -16,6 +16,8 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
+from rbee.worker.engine.cuda_advice import advise
+
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 _MOST_REASON = 600
@@ -86,10 +88,10 @@ def _why_not(name: str) -> str:
 def main() -> None:
     """Print the answer."""
     ort.set_default_logger_severity(_FATAL)
-    answer = {
-        "onnxruntime_version": ort.__version__,
-        "providers": {name: try_provider(name) for name in (CPU, CUDA)},
-    }
+    providers = {name: try_provider(name) for name in (CPU, CUDA)}
+    if not providers[CUDA]["ok"]:
+        providers[CUDA]["advice"] = advise(providers[CUDA]["reason"]).sentence
+    answer = {"onnxruntime_version": ort.__version__, "providers": providers}
     sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
 
 

@@ -1,0 +1,1 @@
+"""What `rbee doctor` looks at, one module a subject; each check gives findings and changes nothing."""
