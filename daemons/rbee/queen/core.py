@@ -35,6 +35,7 @@ SWEEP_S = 1.0
 SETTLE_S = 8.0
 RECENT_S = 3600.0
 NOTE_AGAIN_S = 600.0
+FIRST_REPORT = "first report"
 MOST_CONNECTIONS = 4096
 
 
@@ -55,7 +56,7 @@ class WorkerEvent(msgspec.Struct, frozen=True):
 
 
 class HiveEvent(msgspec.Struct, frozen=True):
-    """The event ``hive``: what happened to it (session opened, session closed, gone)."""
+    """The event ``hive``: what happened to it (first report, session opened, session closed, gone)."""
 
     hive_id: str
     what: str
@@ -121,6 +122,11 @@ class Core:
         """Whether the queen closes."""
         return self._closing.is_set()
 
+    async def wait(self) -> None:
+        """Returns never; raises what ended the watch over silence, which is a defect."""
+        if self._sweeper is not None:
+            await asyncio.shield(self._sweeper)
+
     async def closing_within(self, seconds: float) -> bool:
         """Whether the queen begins to close within ``seconds``; waits for as long."""
         try:
@@ -161,6 +167,8 @@ class Core:
             if not self._expected:
                 self.admission.settled()
         noted = self._noted.get(hive.hive_id)
+        if noted is None:
+            self.tell_of_hive(hive.hive_id, FIRST_REPORT)  # from here on it can be asked to start workers
         if noted is None or noted[:2] != (hive.api_url, hive.version) or hive.heard - noted[2] > NOTE_AGAIN_S:
             self._noted[hive.hive_id] = (hive.api_url, hive.version, hive.heard)
             now = time.time()

@@ -200,6 +200,20 @@ async def test_events_tell_every_change(queen: RunningQueen, worker: WorkerPartn
     assert clocks == sorted(clocks)
 
 
+async def test_a_hives_first_report_is_an_event_and_the_next_is_none(
+    queen: RunningQueen, worker: WorkerPartner
+) -> None:
+    decoder, told = SseDecoder(), []
+    async with queen.client.get(queen.url + "/v2/events") as response:
+        chunks = response.content.iter_any()
+        for url in (None, worker.url):
+            await queen.beat(report(url=url), report(worker="x", url=url))
+        while sum(name == "worker" for name, _ in told) < 4:
+            told += [(event.event, event.data) for event in decoder.feed(await anext(chunks))]
+    hives = [json.loads(data) for name, data in told if name == "hive"]
+    assert [(event["hive_id"], event["what"]) for event in hives] == [("bee", "first report")]
+
+
 async def test_a_listener_that_does_not_keep_up_is_let_go() -> None:
     hub = EventHub(limit=3)
     with hub.listen() as slow, hub.listen() as quick:

@@ -9,17 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import msgspec
+
 from rbee.keeper import failure
 from rbee.keeper.client import Daemon, Patience
 from rbee.keeper.dev import children, folders, models, show
+from rbee.keeper.lifecycle import EVENTS
 from rbee.keeper.settings import Place
-from rbee.wire.errors import HiveUnreachable, RbeeError
-from rbee.wire.http.client import RemoteError
+from rbee.wire.errors import RbeeError
+from rbee.wire.sse import SseDecoder
 
 EXIT_INTERRUPTED = 130
 WORKERS = (("dev-talk", models.TALKING_MODEL), ("dev-embed", models.EMBEDDING_MODEL))
 _READY_LIMIT_S = 60.0
-_REPORT_WAITS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_EVENTS_LIMIT_S = 10.0
+FIRST_REPORT = "first report"
 _WORKER_STOP_S, _HIVE_STOP_S, _QUEEN_STOP_S = 12.0, 10.0, 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -31,6 +36,12 @@ class Options:
     port: int = 8080
     once: bool = False
     verbose: bool = False
+
+
+class _HiveEvent(msgspec.Struct, frozen=True):
+    """What is read of the queen's event ``hive``."""
+
+    what: str
 
 
 class Dev:
@@ -64,16 +75,38 @@ class Dev:
         """
         self._say(f"models: {self._made.models}")
         await models.build(self._made.models, self._environment, self._say)
-        for child in (self._queen, self._hive):
-            await child.start(self._environment)
-            await child.ready(_READY_LIMIT_S)
-            self._say(f"{child.name} is ready (log: {child.log})")
+        await self._begin(self._queen)
+        await self._begin_hive()
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(self._watch())
             await self._demonstrate()
             self.set_up = True
             if self._options.once:
                 watch.cancel()
+
+    async def _begin(self, child: children.Child) -> None:
+        await child.start(self._environment)
+        await child.ready(_READY_LIMIT_S)
+        self._say(f"{child.name} is ready (log: {child.log})")
+
+    async def _begin_hive(self) -> None:
+        """Start the hive, and stay until the queen has its first report: from then on she can have workers started."""
+        async with (
+            Daemon(self._place("queen", self._made.queen_socket), Patience(), self._say) as queen,
+            queen.stream("GET", EVENTS, head_limit_s=_EVENTS_LIMIT_S) as events,
+        ):
+            await self._begin(self._hive)
+            ends = [asyncio.create_task(self._hive.death_of_child()), asyncio.create_task(_first_report(events))]
+            try:
+                done, _ = await asyncio.wait(ends, timeout=_READY_LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for end in ends:
+                    end.cancel()
+                await asyncio.gather(*ends, return_exceptions=True)
+        if not done:
+            raise children.ChildFailed(f"rbee-hive did not report to the queen within {_READY_LIMIT_S:g} s")
+        if (death := done.pop().result()) is not None:
+            raise death
 
     async def _watch(self) -> None:
         ends = [asyncio.create_task(child.death_of_child()) for child in (self._queen, self._hive)]
@@ -100,15 +133,6 @@ class Dev:
             "ephemeral": True,
             "idle_limit_s": 0,
         }
-        # the hive is ready before its first report has reached the queen, and no event tells of that report
-        for wait in _REPORT_WAITS_S:
-            try:
-                await queen.call("POST", "/v2/workers/spawn", dict[str, Any], body=body)
-                return
-            except RemoteError as error:
-                if error.code != HiveUnreachable.code:
-                    raise
-            await asyncio.sleep(wait)
         await queen.call("POST", "/v2/workers/spawn", dict[str, Any], body=body)
 
     async def stop(self) -> None:
@@ -135,6 +159,16 @@ class Dev:
 
     def _place(self, name: str, socket: Path) -> Place:
         return Place(name, f"rbee-{name}", f"http://{name}", socket)
+
+
+async def _first_report(events: aiohttp.ClientResponse) -> None:
+    """Wait until the queen's events tell of a hive's first report; raises StreamClosed."""
+    decoder = SseDecoder()
+    async for chunk in events.content.iter_any():
+        for event in decoder.feed(chunk):
+            if event.event == "hive" and msgspec.json.decode(event.data, type=_HiveEvent).what == FIRST_REPORT:
+                return
+    raise failure.StreamClosed("the queen closed her events before the hive reported: see her log")
 
 
 async def run(options: Options, say: Callable[[str], None]) -> int:
