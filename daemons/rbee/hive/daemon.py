@@ -28,7 +28,7 @@ from rbee.host.config import Loaded
 from rbee.host.credentials import find_secret
 from rbee.host.journal import set_level
 from rbee.host.machine import machine_facts
-from rbee.host.notify import Notifier
+from rbee.host.notify import Notifier, counted
 from rbee.host.sockets import refuse_public_without_token, tcp_address
 from rbee.host.units.facts import UnitSupervisor
 from rbee.wire.auth import Role, Secret, TokenVerifier
@@ -182,7 +182,7 @@ class HiveDaemon:
 
     def summary(self) -> str:
         """The STATUS= line: ``3 workers ready, 1 loading; queen reachable``."""
-        parts = [f"{self._table.count(*_READY_STATES)} workers ready"]
+        parts = [f"{counted(self._table.count(*_READY_STATES), 'worker')} ready"]
         for state in (WorkerState.LOADING, WorkerState.DRAINING, WorkerState.UNHEALTHY, WorkerState.FAILED):
             count = self._table.count(state)
             if count:

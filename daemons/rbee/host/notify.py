@@ -86,3 +86,8 @@ class Notifier:
 def _ascii(text: str) -> str:
     # the library encodes latin-1 and swallows what does not fit: a line that is not ASCII would vanish
     return text.replace("\n", " ").encode("ascii", "replace").decode()[:_MOST_STATUS]
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 worker``, ``2 workers``: for the texts of STATUS=."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

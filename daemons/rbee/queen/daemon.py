@@ -11,7 +11,7 @@ from aiohttp import web
 from rbee.host.config import Loaded
 from rbee.host.credentials import find_secret
 from rbee.host.journal import set_level
-from rbee.host.notify import Notifier
+from rbee.host.notify import Notifier, counted
 from rbee.host.paths import Paths
 from rbee.host.sockets import bind_tcp, bind_unix, inherited, refuse_public_without_token, tcp_address
 from rbee.queen.config import QueenConfig, check_public_url
@@ -43,7 +43,6 @@ class QueenDaemon:
         self.core = Core(config, self._outgoing, check_public_url(config.public_url))
         admins = PeerAdmins(frozenset(config.admin_users))
         self._server = Server(make_app(self.core, self._verifier, admins), self._sockets, GRACE_S)
-        self._ended = asyncio.Event()
 
     async def start(self) -> None:
         """Open the store, listen, and say READY=1."""
@@ -62,8 +61,8 @@ class QueenDaemon:
         self._notifier.ready(self.summary())
 
     async def wait(self) -> None:
-        """The queen does not end on its own."""
-        await self._ended.wait()
+        """Ends only with the exception of a part that failed."""
+        await self.core.wait()
 
     async def reload(self) -> None:
         """Put tokens, limits, aliases and the log level of the file in force; a bad file changes nothing.
@@ -96,8 +95,10 @@ class QueenDaemon:
         ready = tally.get("idle", 0) + tally.get("busy", 0)
         hives, workers = len(self.core.registry.hives()), sum(tally.values())
         flight = self.core.admission.in_flight
-        degraded = "; degraded: " + problems(self.core)[0] if problems(self.core) else ""
-        return f"{hives} hives, {workers} workers ({ready} ready), {flight} requests in flight{degraded}"
+        wrong = problems(self.core)
+        degraded = f"; degraded: {wrong[0]}" if wrong else ""
+        known = f"{counted(hives, 'hive')}, {counted(workers, 'worker')} ({ready} ready)"
+        return f"{known}, {counted(flight, 'request')} in flight{degraded}"
 
 
 def read_tokens(config: QueenConfig) -> tuple[Mapping[Role, list[Secret]], OutgoingTokens]:

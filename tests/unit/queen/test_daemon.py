@@ -12,10 +12,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 import yaml
-from tests.unit.queen.conftest import write_secret
+from tests.unit.queen.conftest import configuration, running, write_secret
+from tests.unit.queen.partners import report
 
 from rbee.queen.config import check_public_url
 from rbee.wire.errors import ConfigError
+from rbee.wire.messages import WorkerState
 
 MODULE = (sys.executable, "-m", "rbee.queen.main")
 
@@ -152,6 +154,20 @@ async def test_a_reload_rotates_tokens_and_a_bad_file_changes_nothing(tmp_path: 
     assert process.returncode == 0
     for value in ("before", "after", "never"):
         assert f" {value}" not in log.replace("token:", "")
+
+
+async def test_her_status_line_counts_in_plain_words(tmp_path: Path) -> None:
+    async with running(configuration(tmp_path)) as queen:
+        assert queen.daemon.summary() == "0 hives, 0 workers (0 ready), 0 requests in flight"
+        await queen.beat(report(), report(WorkerState.STOPPED, worker="x", url=None))
+        assert queen.daemon.summary() == "1 hive, 2 workers (1 ready), 0 requests in flight"
+
+
+async def test_a_defect_in_the_background_ends_her(tmp_path: Path) -> None:
+    async with running(configuration(tmp_path)) as queen:
+        queen.core.on_sweep = lambda: 1 // 0  # type: ignore[assignment]
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(queen.daemon.wait(), 5.0)
 
 
 async def test_an_idle_queen_is_small(tmp_path: Path) -> None:
