@@ -11,7 +11,7 @@ from rbee.queen.core import Core
 from rbee.queen.registry import Outcome
 from rbee.wire.auth import Role
 from rbee.wire.errors import InvalidRequest
-from rbee.wire.http.middleware import allow
+from rbee.wire.http.middleware import allow, routine_route
 from rbee.wire.http.server import SseStream, json_response, read_json
 from rbee.wire.log import log
 from rbee.wire.messages import CallbackAnswer, Heartbeat, HeartbeatAnswer, ReadyCallback, WorkerReport
@@ -39,7 +39,7 @@ class HiveRoutes:
         hives_only = allow(Role.HIVE)
         app.router.add_post("/v2/workers/ready", hives_only(self.ready))
         app.router.add_post("/v2/workers/state", hives_only(self.state))
-        app.router.add_post("/v2/hives/{hive}/heartbeat", hives_only(self.heartbeat))
+        app.router.add_post("/v2/hives/{hive}/heartbeat", hives_only(routine_route(self.heartbeat)))
         app.router.add_get("/v2/hives/{hive}/session", hives_only(self.session))
 
     async def ready(self, request: web.Request) -> web.StreamResponse:

@@ -41,6 +41,7 @@ STREAM = web.RequestKey("stream", web.StreamResponse)
 
 _ROLES = "rbee_roles"
 _OPEN = "rbee_open"
+_ROUTINE = "rbee_routine"
 _DEFAULT_ROLES = frozenset({Role.API})
 
 
@@ -57,6 +58,12 @@ def allow(*roles: Role) -> Callable[[Handler], Handler]:
 def open_route(handler: Handler) -> Handler:
     """Decorate a handler that anybody may call: health and metrics."""
     setattr(_function(handler), _OPEN, True)
+    return handler
+
+
+def routine_route(handler: Handler) -> Handler:
+    """Decorate a handler that is called every few seconds: a caller that is let in leaves no record at level info."""
+    setattr(_function(handler), _ROUTINE, True)
     return handler
 
 
@@ -234,7 +241,8 @@ def _identify(request: web.Request, verifier: TokenVerifier, admins: PeerAdmins)
             code=error.code,
         )
         raise
-    log(LOGGER, logging.INFO, "authenticated", identity=identity.name, role=identity.role.value)
+    level = logging.DEBUG if getattr(_function(request.match_info.handler), _ROUTINE, False) else logging.INFO
+    log(LOGGER, level, "authenticated", identity=identity.name, role=identity.role.value)
     return identity
 
 
