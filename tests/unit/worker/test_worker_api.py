@@ -45,6 +45,7 @@ async def test_openais_own_client_talks_to_a_generator(tmp_path: Path, models: P
         assert "".join(pieces) == text
         assert chunks[0].choices[0].delta.role == "assistant"
         assert chunks[-1].usage == whole.usage
+        assert all("usage" in chunk.model_fields_set and chunk.usage is None for chunk in chunks[:-1])
         assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
         plain = await client.completions.create(model="bee-talk", prompt="What is a hive?", temperature=0)
         assert plain.usage is not None

@@ -190,15 +190,17 @@ class OpenAiRoutes:
             async with generation(self._service, request, wanted) as found:
                 written = shape(found.request_id, self._service.definition.model)
                 headers = {REQUEST_ID_HEADER: found.request_id}
+                # with usage asked for, every chunk has the field: null until the one that carries it
+                more: dict[str, object] = {"usage": None} if usage else {}
                 pieces = found.pieces()
                 # the head waits for the first text: an error before it is an error answer, and may be tried elsewhere
                 piece = await anext(pieces, None)
                 stream = await BoundedStream.open(request, headers)
-                await stream.send(None, written.chunk(None, None, first=True))
+                await stream.send(None, written.chunk(None, None, first=True) | more)
                 while piece is not None:
-                    await stream.send(None, written.chunk(piece.text, None))
+                    await stream.send(None, written.chunk(piece.text, None) | more)
                     piece = await anext(pieces, None)
-                last: list[tuple[str | None, object]] = [(None, written.chunk(None, found.end.reason.value))]
+                last: list[tuple[str | None, object]] = [(None, written.chunk(None, found.end.reason.value) | more)]
                 if usage:
                     last.append((None, {**written.envelope([], streamed=True), "usage": found.usage}))
         except RbeeError as error:
