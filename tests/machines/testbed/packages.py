@@ -61,14 +61,14 @@ def layer(release: Release) -> Path:
     def build(folder: Path) -> None:
         for part in (VENV, TEST_PACKAGES):
             (folder / part).mkdir(parents=True)
-        folders = [str(folder), str(trees.tree(release)), str(_wheels(release))]
+        folders = [str(folder), str(trees.tree(release)), str(wheels(release))]
         script = ["sh", "-c", _INSTALL, "sh", *folders, VENV, TEST_PACKAGES]
         _tell(["unshare", "--mount", "--propagation", "private", "--", *script])
 
     return cache.build_once("packages", f"{release}-{key}", build)
 
 
-def _wheels(release: Release) -> Path:
+def wheels(release: Release) -> Path:
     """Every locked package as a file for the release's Python, with the lock files they were fetched by."""
     texts = {name: (LOCKS / f"{name}.txt").read_text() for name in _LOCKED}
     key = cache.digest([release.python, platform.machine(), *texts.values()])
