@@ -21,6 +21,7 @@ from rbee.hive.definitions import Definitions
 from rbee.hive.farewell import see_off
 from rbee.hive.health import HealthChecks
 from rbee.hive.logs import JournalLogs, KeptLogs, LogSource
+from rbee.hive.machine_watch import MachineWatch
 from rbee.hive.metrics import HiveMetrics
 from rbee.hive.queen_link import QueenLink
 from rbee.hive.workers import Change, WorkerTable
@@ -78,6 +79,7 @@ class HiveDaemon:
         )
         self._units, self._logs = self._supervisor()
         self._definitions = Definitions(config.paths)
+        self._machine_watch = MachineWatch(lambda: machine_facts(config.paths.state_dir))
         self._health = HealthChecks(
             self._table,
             config.paths,
@@ -276,7 +278,7 @@ class HiveDaemon:
         log(LOGGER, logging.WARNING, "the queen does not answer: going on, and trying again", why=why)
 
     async def _machine(self) -> MachineFacts:
-        facts = await asyncio.to_thread(machine_facts, self._config.paths.state_dir)
+        facts = await self._machine_watch.facts()
         self._metrics.show_gpus(facts.gpus)
         return facts
 
