@@ -9,10 +9,10 @@ import msgspec
 
 from rbee.hive.config import HiveConfig
 from rbee.hive.definitions import Definition, Definitions, model_folder
-from rbee.hive.facts_file import answers_here
 from rbee.hive.health import HealthChecks
 from rbee.hive.report import Worker
 from rbee.hive.workers import WorkerTable
+from rbee.host.addresses import answers_here
 from rbee.host.machine import gpu_list
 from rbee.host.units.facts import UnitFacts, UnitSupervisor
 from rbee.wire.errors import (

@@ -1,14 +1,12 @@
 """Reads what a worker states of itself (worker.json), and believes only what fits the unit and this machine."""
 
-import ipaddress
 import os
-import socket
 import stat
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 
+from rbee.host.addresses import answers_here
 from rbee.host.units.facts import UnitFacts
 from rbee.wire.messages import WorkerFacts, decode_json
 
@@ -50,25 +48,3 @@ def _read(path: Path) -> bytes:
         return os.read(handle, _MOST_BYTES)
     finally:
         os.close(handle)
-
-
-def answers_here(url: str) -> bool:
-    """Whether the host of a URL is an address of this machine (a name other than localhost is not looked up)."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    if address.is_unspecified or address.is_multicast:
-        return False
-    if address.is_loopback:
-        return True
-    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((host, 0))  # the kernel binds addresses of this machine only
-        except OSError:
-            return False
-    return True

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from rbee import __version__
 from rbee.queen.core import Core
+from rbee.queen.places import believed, believed_picture, is_foreign, peer_of
 from rbee.queen.registry import Outcome
 from rbee.wire.auth import Role
 from rbee.wire.errors import InvalidRequest
@@ -52,6 +53,8 @@ class HiveRoutes:
                 raise _field(field, "a worker that is ready has one")
         if not report.state.ready:
             raise _field("state", "expected idle or busy")
+        if is_foreign(report, peer_of(request)):
+            raise _field("url", "expected an address of the machine that reports the worker")
         if report.sent_unix:
             core.metrics.callback_delivery.observe(max(0.0, time.time() - report.sent_unix))
         outcome = self._take(report)
@@ -68,7 +71,7 @@ class HiveRoutes:
 
     async def state(self, request: web.Request) -> web.StreamResponse:
         """A worker changed: loading with progress, draining, stopped, failed."""
-        report = await read_json(request, WorkerReport)
+        report = believed(await read_json(request, WorkerReport), peer_of(request))
         outcome = self._take(report)
         log(
             LOGGER, logging.INFO, "worker state", worker=f"{report.hive_id}/{report.worker_id}",
@@ -91,9 +94,14 @@ class HiveRoutes:
         if any((report.hive_id, report.boot_id) != (hive_id, beat.boot_id) for report in beat.workers):
             raise _field("workers", "every worker of a picture has its hive_id and boot_id")
         core.metrics.heartbeats.inc()
+        picture = believed_picture(beat, peer_of(request))
         now = time.monotonic()
         core.sessions.check(hive_id, beat.boot_id, now)
-        outcome = core.registry.heartbeat(beat, now)
+        known = core.registry.hive(hive_id)
+        told = known is not None and known.picture_revision == beat.revision
+        outcome = core.registry.heartbeat(picture, now)
+        if picture != beat and not told:
+            log(LOGGER, logging.WARNING, "a hive names addresses that are not of its machine: left out", hive=hive_id)
         hive = core.registry.hive(hive_id)
         if hive is not None:
             core.heard_of(hive)

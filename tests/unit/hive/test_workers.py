@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from rbee.hive.definitions import Definition
-from rbee.hive.facts_file import FactsProblem, answers_here, read_worker_facts
+from rbee.hive.facts_file import FactsProblem, read_worker_facts
 from rbee.hive.metrics import HiveMetrics
 from rbee.hive.workers import Change, WorkerTable
 from rbee.host.paths import Paths
@@ -197,14 +197,6 @@ def test_a_trap_in_the_place_of_worker_json_neither_blocks_nor_is_followed(bench
     path.write_text("{")
     with pytest.raises(FactsProblem, match="does not fit"):
         read_worker_facts(path, unit("active", "running"))
-
-
-def test_addresses_of_this_machine() -> None:
-    assert answers_here("http://127.0.0.1:1")
-    assert answers_here("http://[::1]:1")
-    assert answers_here("http://localhost:1")
-    assert not answers_here("http://0.0.0.0:1")
-    assert not answers_here("http://198.51.100.7:1")
 
 
 def test_definitions_bring_workers_and_take_them(bench: Bench, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import aiohttp
 import msgspec
 import pytest
 from tests.unit.queen.conftest import Configured, Fields, RunningQueen
-from tests.unit.queen.partners import report, until
+from tests.unit.queen.partners import WorkerPartner, report, until
 
 from rbee import __version__
 from rbee.wire.messages import WorkerState
@@ -103,6 +103,27 @@ async def test_a_heartbeat_speaks_for_its_own_hive_only(queen: RunningQueen) -> 
     assert not await queen.rows()
     async with queen.hive.post(f"{queen.url}/v2/hives/-/heartbeat", json={}) as response:
         assert response.status == 400
+
+
+async def test_a_hive_speaks_for_addresses_of_its_own_machine_only(
+    queen: RunningQueen, worker: WorkerPartner, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = "http://198.51.100.7:8081"
+    status, answer = await post(queen, READY, report(url=elsewhere))
+    assert (status, answer["error"]["details"]["field"]) == (400, "url")
+    assert "198.51" not in str(answer)
+    here = report(worker="here", url=worker.url)
+    await queen.beat(report(url=elsewhere), here, api_url="http://169.254.169.254")
+    rows = await queen.rows()
+    assert (rows["bee/w"]["state"], rows["bee/w"].get("url")) == ("unhealthy", None)
+    assert rows["bee/w"]["reason"] == "its address is not one of the machine that reports it"
+    assert rows["bee/here"]["state"] == "idle"
+    hive = queen.core.registry.hive("bee")
+    assert hive is not None
+    assert hive.api_url is None
+    assert caplog.text.count("addresses that are not of its machine") == 1
+    await queen.beat(here, api_url="http://hive.example:9200")  # a name is the operator's
+    assert hive.api_url == "http://hive.example:9200"
 
 
 async def test_hive_routes_want_the_token_of_hives(queen: RunningQueen) -> None:

@@ -1,0 +1,34 @@
+"""Whose address a URL names."""
+
+import pytest
+
+from rbee.host.addresses import answers_here, same_machine
+
+
+def test_addresses_of_this_machine() -> None:
+    assert answers_here("http://127.0.0.1:1")
+    assert answers_here("http://[::1]:1")
+    assert answers_here("http://localhost:1")
+    for url in ("http://0.0.0.0:1", "http://198.51.100.7:1", "http://gpu-1:1", "http://[::1", "http://:1"):
+        assert not answers_here(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "peer", "same"),
+    [
+        ("http://127.0.0.1:8081", None, True),
+        ("http://127.0.0.1:8081", "127.0.0.1", True),
+        ("http://localhost:8081", "::1", True),
+        ("http://[::1]:8081", "::ffff:127.0.0.1", True),
+        ("http://198.51.100.7:8081", "198.51.100.7", True),
+        ("http://198.51.100.7:8081", "::ffff:198.51.100.7", True),
+        ("http://127.0.0.1:8081", "198.51.100.7", False),  # our own loopback, told from outside
+        ("http://169.254.169.254:80", "198.51.100.7", False),
+        ("http://198.51.100.8:8081", "198.51.100.7", False),
+        ("http://198.51.100.8:8081", "127.0.0.1", False),
+        ("http://0.0.0.0:8081", "127.0.0.1", False),
+        ("http://gpu-1:8081", "198.51.100.7", False),
+    ],
+)
+def test_a_peer_speaks_for_its_own_machine(url: str, peer: str | None, same: bool) -> None:
+    assert same_machine(url, peer) is same
