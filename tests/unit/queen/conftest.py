@@ -1,5 +1,6 @@
 """A real queen on real sockets, and who speaks to her."""
 
+import asyncio
 import contextlib
 import itertools
 import time
@@ -40,11 +41,17 @@ class RunningQueen:
     url: str
     client: aiohttp.ClientSession
     hive: aiohttp.ClientSession
+    stopped: asyncio.Event
     revisions: Any = field(default_factory=lambda: itertools.count(1))
 
     @property
     def core(self) -> Core:
         return self.daemon.core
+
+    async def stop(self) -> None:
+        """Stop her before the block ends."""
+        self.stopped.set()
+        await self.daemon.stop()
 
     async def tell(self, worker: WorkerReport, *, ready: bool | None = None) -> dict[str, Any]:
         """Deliver a report as its hive does, with the next revision."""
@@ -127,14 +134,16 @@ async def running(config: QueenConfig) -> AsyncIterator[RunningQueen]:
     daemon = QueenDaemon(config, lambda: Loaded(config, None, (), 0.0), Notifier(None, 0))
     port = daemon._sockets[1].getsockname()[1]
     await daemon.start()
+    stopped = asyncio.Event()
     try:
         async with (
             client_session(token=Secret(API_TOKEN)) as client,
             client_session(token=Secret(CALLBACK_TOKEN)) as hive,
         ):
-            yield RunningQueen(daemon, f"http://127.0.0.1:{port}", client, hive)
+            yield RunningQueen(daemon, f"http://127.0.0.1:{port}", client, hive, stopped)
     finally:
-        await daemon.stop()
+        if not stopped.is_set():
+            await daemon.stop()
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from rbee.queen.dispatch import Call, Upstream, renamed
 from rbee.queen.passage import Account, carry
 from rbee.queen.relay import WholeEvents
 from rbee.queen.stories import TypedStory
+from rbee.wire.auth import Secret
+from rbee.wire.http.client import client_session
 from rbee.wire.messages import WorkerState
 
 CHAT = "/v1/chat/completions"
@@ -283,6 +285,48 @@ async def test_a_reader_of_a_task_that_stops_reading_is_no_defect(
     finally:
         reader.close()
     assert "request failed" not in caplog.text
+
+
+async def test_a_queen_that_stops_lets_answers_end_and_takes_no_new_connection(
+    configured: Configured, worker: WorkerPartner
+) -> None:
+    worker.hold = asyncio.Event()
+    async with configured() as queen:
+        await queen.tell(report(url=worker.url))
+        streamed, whole = (asyncio.create_task(stream(queen, stream=value)) for value in (True, False))
+        await until(lambda: worker.running == 2)
+        stopping = asyncio.create_task(queen.stop())
+        await until(lambda: queen.core.closing)
+        await asyncio.sleep(0.1)
+        async with client_session(token=Secret(API_TOKEN)) as late:
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await late.get(queen.url + "/health")
+        assert not stopping.done()
+        worker.hold.set()
+        assert (await whole)[0] == 200
+        status, body = await streamed
+        assert (status, body.endswith(b"data: [DONE]\n\n"), b"error" in body) == (200, True, False)
+        async with asyncio.timeout(5.0):
+            await stopping
+
+
+async def test_a_queen_that_stops_ends_what_outlasts_its_grace(
+    configured: Configured, worker: WorkerPartner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rbee.queen.daemon.GRACE_S", 0.3)
+    worker.hold = asyncio.Event()
+    async with configured() as queen:
+        await queen.tell(report(url=worker.url))
+        running = asyncio.create_task(stream(queen))
+        async with queen.client.post(f"{queen.url}/v2/tasks", json={"model": MODEL}) as response:
+            assert response.status == 202
+        await until(lambda: worker.running == 2)
+        async with asyncio.timeout(5.0):
+            await queen.stop()
+        assert worker.gone == 2
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await running
+        assert queen.core.admission.in_flight == 0
 
 
 async def test_a_worker_that_falls_silent_is_given_up(configured: Configured, worker: WorkerPartner) -> None:
