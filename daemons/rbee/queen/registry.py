@@ -18,6 +18,7 @@ from rbee.wire.messages import Heartbeat, MachineFacts, WorkerReport, WorkerStat
 
 MANUAL_BOOT = "manual"
 DEFAULT_INTERVAL_S = 5.0
+MOST_MANUAL = 1000
 
 
 class Liveness(enum.StrEnum):
@@ -276,17 +277,18 @@ class Registry:
     # what operators say
 
     def register(self, report: WorkerReport, now: float) -> Worker:
-        """Upsert a worker by hand, outside any hive; raises Conflict when a hive of that id reports by itself."""
-        hive = self._hives.get(report.hive_id)
-        if hive is None:
-            hive = self._hives[report.hive_id] = Hive(report.hive_id, now, manual=True)
+        """Upsert a worker by hand; raises Conflict when a hive of that id reports by itself, or over the limit."""
+        hive = self._hives.get(report.hive_id) or Hive(report.hive_id, now, manual=True)
         if not hive.manual:
             raise Conflict(
                 "a hive of that id reports its workers itself: let the worker tell its hive, or use another hive_id",
                 details={"hive_id": report.hive_id},
             )
         known = self._workers.get(Key(report.hive_id, report.worker_id))
+        if known is None and sum(worker.hive.manual for worker in self._workers.values()) >= MOST_MANUAL:
+            raise Conflict(f"{MOST_MANUAL} workers are registered by hand: remove one, or let hives report them")
         revision = 1 if known is None else known.report.revision + 1
+        self._hives[report.hive_id] = hive
         return self._store(hive, msgspec.structs.replace(report, boot_id=MANUAL_BOOT, revision=revision, managed=False))
 
     def hold(self, key: Key, held: bool) -> Worker:

@@ -11,11 +11,13 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
+from rbee.host.addresses import answers_here
 from rbee.queen.core import Core
 from rbee.queen.hive_client import JsonObject
+from rbee.queen.places import peer_of
 from rbee.queen.registry import Hive, Worker
 from rbee.queen.routing import Key
-from rbee.wire.errors import BackendUnavailable, Conflict, HiveUnreachable, TooManyRequests, WorkerNotFound
+from rbee.wire.errors import BackendUnavailable, Conflict, Forbidden, HiveUnreachable, TooManyRequests, WorkerNotFound
 from rbee.wire.http.server import SseStream, json_response, read_json
 from rbee.wire.messages import (
     HiveId,
@@ -36,6 +38,7 @@ HEALTH_LIMIT_S = 2.0
 HEALTH_AT_ONCE = 32
 COMMENT_S = 15.0
 MANUAL_HIVE = "external"
+MOST_ALIASES = 10_000
 
 
 class Patch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,7 +169,7 @@ class WorkerRoutes:
         return web.Response(status=204)
 
     async def register(self, request: web.Request) -> web.StreamResponse:
-        """Upsert a worker that no hive reports."""
+        """Upsert a worker that no hive reports; over TCP one of the queen's own machine only."""
         wanted = await read_json(request, RegisterRequest)
         try:
             backend = Backend(wanted.backend)
@@ -175,6 +178,11 @@ class WorkerRoutes:
                 "this build has no such backend",
                 details={"field": "backend", "accepted": [known.value for known in Backend]},
             ) from None
+        if peer_of(request) is not None and not answers_here(wanted.url):
+            raise Forbidden(
+                "a worker on another machine is registered by an administrator: use the queen's Unix socket",
+                details={"field": "url"},
+            )
         report = WorkerReport(
             worker_id=wanted.worker_id,
             hive_id=wanted.hive_id,
@@ -258,6 +266,9 @@ class WorkerRoutes:
         alias = model_name(request.match_info["alias"])
         wanted = await read_json(request, AliasRequest)
         model = model_name(wanted.model)
+        aliases = self._core.aliases.all()
+        if alias not in aliases and len(aliases) >= MOST_ALIASES:
+            raise TooManyRequests(f"there are {MOST_ALIASES} aliases: remove one that is not used", retry_after_s=60)
         await self._core.store.put_alias(alias, model)
         self._core.aliases.put(alias, model)
         return json_response({"alias": alias, "model": model})

@@ -227,6 +227,16 @@ def test_doubt_about_a_worker_without_a_hive_ends_after_a_while() -> None:
     assert row.state is WorkerState.IDLE
 
 
+def test_workers_by_hand_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rbee.queen.registry.MOST_MANUAL", 2)
+    registry = Registry(SilenceLimits())
+    for worker, hive in (("a", "x"), ("b", "y"), ("a", "x")):
+        registry.register(report(worker=worker, hive=hive), 0.0)
+    with pytest.raises(Conflict, match="remove one"):
+        registry.register(report(worker="c", hive="z"), 0.0)
+    assert sorted(hive.hive_id for hive in registry.hives()) == ["x", "y"]
+
+
 def test_a_view_counts_what_the_queen_sent() -> None:
     registry = Registry(SilenceLimits())
     registry.apply(report(slots_total=2), 0.0)

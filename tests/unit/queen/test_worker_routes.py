@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import aiohttp
 import pytest
 from tests.unit.queen.conftest import RunningQueen
 from tests.unit.queen.partners import MODEL, HivePartner, WorkerPartner, report
@@ -198,6 +199,28 @@ async def test_events_tell_every_change(queen: RunningQueen, worker: WorkerPartn
     assert [event["removed"] for event in seen] == [False] * 4 + [True]
     clocks = [event["monotonic_us"] for event in seen]
     assert clocks == sorted(clocks)
+
+
+async def test_a_client_registers_no_worker_of_another_machine(queen: RunningQueen) -> None:
+    body = {"worker_id": "w", "url": "http://198.51.100.7:8081", "model_ref": "file:///m/tiny", "backend": "cpu"}
+    async with queen.client.post(queen.url + "/v2/workers/register", json=body) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (403, "FORBIDDEN")
+    assert not await queen.rows()
+    socket = queen.core.config.run_dir + "/queen.sock"
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(socket)) as administrator,
+        administrator.post("http://queen/v2/workers/register", json=body) as response,
+    ):
+        assert response.status == 200
+
+
+async def test_aliases_are_bounded(queen: RunningQueen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rbee.queen.worker_routes.MOST_ALIASES", 2)
+    statuses = []
+    for alias in ("a", "b", "c", "a"):
+        async with queen.client.put(f"{queen.url}/v2/aliases/{alias}", json={"model": MODEL}) as response:
+            statuses.append(response.status)
+    assert statuses == [200, 200, 429, 200]
 
 
 async def test_a_hives_first_report_is_an_event_and_the_next_is_none(
