@@ -246,9 +246,12 @@ class Admission:
     def _on_change(self, change: Change) -> None:
         if not self._queues or change.load_only:
             return
-        for model in [name for name in self._queues if name in change.worker.names()]:
-            self._pump(model)
-            self._spread(model, change.worker)
+        names = change.worker.names()
+        for model in list(self._queues):
+            if model in names or not self.known(model):  # a worker whose model changed has left its old name's queue
+                self._pump(model)
+            if model in names:
+                self._spread(model, change.worker)
 
     def start_settled(self, key: Key, error: RbeeError | None) -> None:
         """A start is no longer under way; ``error`` is what the hive refused it with."""

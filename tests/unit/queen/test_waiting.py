@@ -288,6 +288,15 @@ async def test_what_the_hive_says_while_its_worker_is_asked_stands(queen: Runnin
     assert queen.state() is WorkerState.FAILED
 
 
+async def test_a_model_whose_only_worker_turns_out_to_be_another_is_unknown_at_once(queen: RunningQueen) -> None:
+    await queen.tell(report(WorkerState.LOADING, url=None))
+    waiting = asyncio.create_task(ask(queen))
+    await until(lambda: queen.core.admission.waiting == 1)
+    await queen.tell(report(WorkerState.LOADING, url=None, model="other"))
+    status, body = await asyncio.wait_for(waiting, 2.0)
+    assert (status, body["error"]["code"]) == (404, "MODEL_NOT_FOUND")
+
+
 async def test_a_ready_worker_without_an_address_is_passed_over(queen: RunningQueen, worker: WorkerPartner) -> None:
     await queen.tell(report(worker="a", url=None), ready=False)
     await queen.tell(report(worker="b", url=worker.url))
