@@ -102,13 +102,17 @@ def _unit(unit: str, package: str) -> Iterator[Finding]:
 def configuration(paths: Paths) -> Iterator[Finding]:
     """What the daemons themselves say of their files, and of each worker's definition."""
     for daemon in DAEMONS:
-        yield from _checked(f"{daemon}.yaml", [f"rbee-{daemon}", "--check-config"])
+        # what waits in the socket starts a failing daemon again and again, until systemd has enough of both
+        units = f"rbee-{daemon}.socket rbee-{daemon}.service"
+        todo = f"mend it, then systemctl reset-failed {units} && systemctl restart {units}"
+        yield from _checked(f"{daemon}.yaml", [f"rbee-{daemon}", "--check-config"], todo)
     found = {path.stem for folder in paths.definition_folders for path in folder.glob("*.yaml")}
     for worker in sorted(name for name in found if WORKER_ID.fullmatch(name)):
-        yield from _checked(f"worker {worker}", ["rbee-worker", "--id", worker, "--check-config"])
+        argv = ["rbee-worker", "--id", worker, "--check-config"]
+        yield from _checked(f"worker {worker}", argv, f"mend it, then systemctl restart {unit_of(worker)}")
 
 
-def _checked(subject: str, argv: list[str]) -> Iterator[Finding]:
+def _checked(subject: str, argv: list[str], todo: str) -> Iterator[Finding]:
     done = run(argv)
     if done.code == 127:
         return  # not installed: the units have said so
@@ -116,7 +120,7 @@ def _checked(subject: str, argv: list[str]) -> Iterator[Finding]:
     if done.code == 0:
         yield ok("configuration", f"{subject}: {last}")
     else:
-        yield fail("configuration", f"{subject}: {last}", "mend it, then systemctl restart or start what it is for")
+        yield fail("configuration", f"{subject}: {last}", todo)
 
 
 def versions(paths: Paths) -> Iterator[Finding]:
