@@ -259,12 +259,6 @@ class ConnectionTimeout(Unavailable):
     code = "CONNECTION_TIMEOUT"
 
 
-class InsufficientResources(Unavailable):
-    """Not enough memory or device; details carry required and available."""
-
-    code = "INSUFFICIENT_RESOURCES"
-
-
 class SystemdUnavailable(Unavailable):
     """systemd or its bus cannot be reached now."""
 

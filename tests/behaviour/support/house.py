@@ -4,7 +4,8 @@ from typing import Any
 
 import yaml
 
-from tests.behaviour.support.http import Http, until
+from tests.behaviour.support.http import Http
+from tests.behaviour.support.queen_list import QueenList
 from tests.machines.testbed import Machine
 
 MODELS = "/var/lib/rbee/models"
@@ -16,7 +17,7 @@ TOKEN_FILES = {
 }
 
 
-class House:
+class House(QueenList):
     """One machine with the project installed; nothing is started until asked for."""
 
     def __init__(self, machine: Machine) -> None:
@@ -48,6 +49,9 @@ class House:
     def start_worker(self, worker: str, *, wait: bool = True) -> None:
         """systemctl start rbee-worker@WORKER; returns at READY=1 unless told not to wait."""
         self.machine.systemctl("start", *([] if wait else ["--no-block"]), f"rbee-worker@{worker}")
+
+    def begin_worker(self, worker: str) -> None:
+        self.start_worker(worker)
 
     def unit(self, worker: str) -> dict[str, str]:
         """Every property of a worker's unit."""
@@ -87,27 +91,6 @@ class House:
 
     # what the queen and the hive see
 
-    def rows(self) -> dict[str, dict[str, Any]]:
-        """The queen's worker list by worker id."""
-        return {row["worker_id"]: row for row in self.admin.get("/v2/workers/list").json["workers"]}
-
     def hive_rows(self) -> dict[str, dict[str, Any]]:
         """The hive's worker list by worker id."""
         return {row["worker_id"]: row for row in self.hive_admin.get("/v1/workers/list").json["workers"]}
-
-    def wait_state(self, worker: str, *states: str, limit_s: float = 60.0) -> dict[str, Any]:
-        """Wait until the queen's row of a worker has one of ``states`` and return it."""
-
-        def there() -> dict[str, Any] | None:
-            row = self.rows().get(worker)
-            return row if row is not None and row["state"] in states else None
-
-        found = until(there, limit_s)
-        assert isinstance(found, dict)
-        return found
-
-    def run_worker(self, worker: str, model: str, **fields: object) -> dict[str, Any]:
-        """Define, start and await a worker; returns the queen's row."""
-        self.define_worker(worker, model, **fields)
-        self.start_worker(worker)
-        return self.wait_state(worker, "idle", "busy")

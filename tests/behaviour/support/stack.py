@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from tests.behaviour.support.http import Http, until
+from tests.behaviour.support.http import Http
 from tests.behaviour.support.processes import DaemonProcess
+from tests.behaviour.support.queen_list import QueenList
 
 TOKENS = ("api_token", "hive_callback_token", "hive_api_token", "worker_api_token")
 HIVE_ID = "bee"
@@ -34,7 +35,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-class Stack:
+class Stack(QueenList):
     """Folders, tokens and processes of one rbee on this machine. ``models`` holds model folders (read only)."""
 
     def __init__(self, models: Path) -> None:
@@ -177,30 +178,8 @@ class Stack:
         answer = self.hive_admin.post("/v1/workers/spawn", {"worker_id": worker, **fields})
         assert answer.status in (200, 202), answer.body
 
-    def rows(self) -> dict[str, dict[str, Any]]:
-        """The queen's worker list by worker id."""
-        return {row["worker_id"]: row for row in self.admin.get("/v2/workers/list").json["workers"]}
-
-    def row(self, worker: str) -> dict[str, Any]:
-        """The queen's row of one worker."""
-        return self.rows()[worker]
-
-    def wait_state(self, worker: str, *states: str, limit_s: float = 60.0) -> dict[str, Any]:
-        """Wait until the queen's row of a worker has one of ``states`` and return it."""
-
-        def there() -> dict[str, Any] | None:
-            row = self.rows().get(worker)
-            return row if row is not None and row["state"] in states else None
-
-        found = until(there, limit_s)
-        assert isinstance(found, dict)
-        return found
-
-    def run_worker(self, worker: str, model: str, **fields: object) -> dict[str, Any]:
-        """Define, start and await a worker; returns the queen's row."""
-        self.define_worker(worker, model, **fields)
+    def begin_worker(self, worker: str) -> None:
         self.spawn(worker)
-        return self.wait_state(worker, "idle", "busy")
 
     def close(self) -> None:
         """Stop what runs, hive first (it stops its workers), and remove the folder."""

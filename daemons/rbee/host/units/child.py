@@ -109,12 +109,6 @@ class ChildUnits:
         if unit is not None:
             unit.reset()
 
-    async def kill_unit(self, worker_id: str, signal: int) -> None:
-        """Send a signal to the process."""
-        unit = self._units.get(worker_id)
-        if unit is not None:
-            unit.kill(signal)
-
     def lines(self, worker_id: str, count: int) -> "Sequence[Line]":
         """The last lines that the worker wrote: (Unix time, text)."""
         unit = self._units.get(worker_id)
@@ -212,11 +206,6 @@ class _ChildUnit:
         self._starts.clear()
         if self.facts.active_state == "failed":
             self._tell(msgspec.structs.replace(self.facts, active_state="inactive", sub_state="dead"))
-
-    def kill(self, signal: int) -> None:
-        """Send a signal to the process of this life."""
-        if self._life is not None:
-            self._life.send_signal(signal)
 
     def _tell(self, facts: UnitFacts) -> None:
         if facts != self.facts:

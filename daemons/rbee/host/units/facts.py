@@ -92,6 +92,3 @@ class UnitSupervisor(Protocol):
 
     async def reset_failed(self, worker_id: str) -> None:
         """Forget a failure and the count of starts."""
-
-    async def kill_unit(self, worker_id: str, signal: int) -> None:
-        """Send ``signal`` to the main process."""

@@ -26,7 +26,6 @@ from rbee.wire.tasks import TaskOwner
 LOGGER = logging.getLogger(__name__)
 SETTLE_S = 0.02
 CALL_LIMIT_S = 10.0
-_KILL_MAIN = "main"
 _REPLACE = "replace"
 
 
@@ -98,10 +97,6 @@ class SystemdUnits:
     async def reset_failed(self, worker_id: str) -> None:
         """ResetFailedUnit."""
         await self._connected().order(worker_id, "ResetFailedUnit", "s")
-
-    async def kill_unit(self, worker_id: str, signal: int) -> None:
-        """KillUnit of the main process, by systemd, which knows whether that PID is still the unit's."""
-        await self._connected().order(worker_id, "KillUnit", "ssi", _KILL_MAIN, signal)
 
     def _connected(self) -> Bus:
         if self._bus is None:
