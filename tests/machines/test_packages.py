@@ -1,0 +1,342 @@
+"""The Debian packages on a bare machine: installed, served, upgraded under load, rebooted, removed, purged.
+
+The packages are built by packaging/build and kept under a key of their content. Debian 12 runs by default: another
+release takes another build of some minutes, and RBEE_PACKAGES="bookworm trixie" names both.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.machines.testbed import Machine, Network, Release, cache, failed_units, project, wait_until
+from tests.machines.testbed.packages import CHECKOUT
+
+SCRIPTS = CHECKOUT / "packaging/debian/tests"
+PARTS = ("daemons", "docs", "packaging", "tests/machines/testbed", "units", "pyproject.toml", "setup.cfg")
+RELEASES = [Release(name) for name in os.environ.get("RBEE_PACKAGES", Release.BOOKWORM).split()]
+NEXT = "0.99.0"
+TOKENS = project.TOKENS
+WORKER, MODEL = "minilm", "all-minilm-l6-v2"
+DAEMONS = ("rbee-queen.service", "rbee-hive.service")
+# What a machine has of its own after packages came and went: apt's and systemd's records, logs, caches.
+NOT_OURS = re.compile(
+    r"^/(proc|sys|dev|run|tmp|srv|var/(log|cache|tmp|lib/(apt|dpkg|systemd|private))|root)(/|$)"
+    r"|^/etc/(passwd|group|shadow|gshadow|subuid|subgid)-?$|^/etc/\.pwd\.lock$|^/etc/credstore(\.encrypted)?$"
+)
+
+
+def checkout_key() -> str:
+    """A hash of everything that packages are made of."""
+    parts: list[str | bytes] = []
+    for part in PARTS:
+        path = CHECKOUT / part
+        parts += [part, path.read_bytes() if path.is_file() else cache.digest_files(path)]
+    return cache.digest(parts)
+
+
+def build(release: Release, target: Path, checkout: Path = CHECKOUT, *options: str) -> None:
+    """packaging/build of a checkout, as a person calls it."""
+    command = [checkout / "packaging/build", "--release", release, "--out", target, *options]
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=clean)
+    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-6000:]}"
+
+
+def next_checkout(folder: Path) -> Path:
+    """A copy of this checkout whose version is NEXT."""
+    for part in PARTS:
+        (folder / part).parent.mkdir(parents=True, exist_ok=True)
+        if (CHECKOUT / part).is_dir():
+            shutil.copytree(CHECKOUT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(CHECKOUT / part, folder / part)
+    for package in ("tests", "tests/machines"):
+        (folder / package / "__init__.py").touch()
+    module = folder / "daemons/rbee/__init__.py"
+    module.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{NEXT}"', module.read_text()))
+    changelog = folder / "packaging/debian/changelog"
+    text = changelog.read_text()
+    changelog.write_text(re.sub(r"^rbee \([^)]*\)", f"rbee ({NEXT})", text, count=1) + "\n" + text)
+    return folder
+
+
+@dataclass(frozen=True)
+class Repositories:
+    """Folders that apt installs from: this checkout's packages, and the same code as a higher version."""
+
+    this: Path
+    higher: Path
+
+
+def repositories(release: Release, scratch: Path) -> Repositories:
+    """Both repositories of a release, from the cache or built (some minutes)."""
+    key = checkout_key()
+    this = cache.build_once("debs", f"{release}-{key}", lambda folder: build(release, folder))
+
+    def build_higher(folder: Path) -> None:
+        build(release, folder, next_checkout(scratch / f"next-{release}"), "--no-lint")
+
+    return Repositories(this, cache.build_once("debs", f"{release}-next-{key}", build_higher))
+
+
+@pytest.fixture(scope="module", params=RELEASES, ids=str)
+def packages_release(request: pytest.FixtureRequest) -> Release:
+    return Release(request.param)
+
+
+@pytest.fixture(scope="module")
+def built(packages_release: Release, tmp_path_factory: pytest.TempPathFactory) -> Repositories:
+    return repositories(packages_release, tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture
+def node(packages_release: Release, built: Repositories) -> Iterator[Machine]:
+    """A bare machine that knows this checkout's repository and has a demo model; nothing is installed."""
+    with Network() as network:
+        binds = [f"{built.this}:/srv/this", f"{built.higher}:/srv/higher", f"{project.models()}:/srv/demo"]
+        machine = network.add("node", release=packages_release, binds=binds)
+        # There is no way to Debian from here: everything else that the packages need is on the machine.
+        machine.run(["sh", "-c", "rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*"])
+        use(machine, "this")
+        yield machine
+
+
+def use(machine: Machine, repository: str) -> None:
+    keyring = "/usr/share/keyrings/rbee-archive-keyring.gpg"
+    machine.run(["cp", f"/srv/{repository}/rbee-archive-keyring.gpg", keyring])
+    source = f"deb [signed-by={keyring}] file:/srv/{repository} {machine.release} main\n"
+    machine.write("/etc/apt/sources.list.d/rbee.list", source)
+    machine.run(["apt-get", "-q", "update"])
+
+
+def apt(machine: Machine, *arguments: str, check: bool = True) -> str:
+    """apt-get without questions; everything it said."""
+    settings = {"DEBIAN_FRONTEND": "noninteractive"}
+    done = machine.run(["apt-get", "-q", "-y", *arguments], env=settings, timeout=300, check=check)
+    return done.stdout + done.stderr
+
+
+def put_model(machine: Machine) -> None:
+    machine.run(["cp", "-r", f"/srv/demo/{project.MODELS}/{MODEL}", "/var/lib/rbee/models/"])
+
+
+def token(machine: Machine) -> str:
+    return machine.read("/etc/credstore/rbee-queen.api_token").strip()
+
+
+def ask(machine: Machine, timeout: float = 60) -> str:
+    """One embedding through the queen: "ok", or what came instead."""
+    body = {"model": MODEL, "input": "a bee in a field of clover"}
+    answer = machine.http("POST", 8080, "/v1/embeddings", json_body=body, token=token(machine), timeout=timeout)
+    if answer.status != 200:
+        return f"{answer.status} {answer.text[:300]}"
+    return "ok" if len(answer.json()["data"][0]["embedding"]) == 384 else "another shape"
+
+
+@dataclass
+class Load:
+    """Requests through the queen, one after the other in each of three threads, until the block ends."""
+
+    machine: Machine
+    outcomes: Counter[str] = field(default_factory=Counter)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> "Load":
+        for _ in range(3):
+            thread = threading.Thread(target=self._go_on)
+            thread.start()
+            self._threads.append(thread)
+        wait_until(lambda: self.outcomes["ok"] >= 10, "the first answers", 30)
+        return self
+
+    def _go_on(self) -> None:
+        while not self._stop.wait(0.03):
+            try:
+                outcome = ask(self.machine)
+            except (OSError, ValueError) as error:
+                outcome = f"{type(error).__name__}: {error}"
+            self.outcomes[outcome] += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(90)
+
+
+def life(machine: Machine, unit: str) -> tuple[str, str]:
+    facts = machine.unit(unit)
+    return facts["MainPID"], facts["InvocationID"]
+
+
+def files(machine: Machine) -> set[str]:
+    listed = machine.run(["find", "/", "-xdev", "-not", "-type", "d", "-print"], timeout=120).stdout.splitlines()
+    folders = machine.run(["find", "/", "-xdev", "-type", "d", "-print"], timeout=120).stdout.splitlines()
+    return {path for path in (*listed, *folders) if not NOT_OURS.search(path)}
+
+
+def users(machine: Machine) -> set[str]:
+    return set((machine.read("/etc/passwd") + machine.read("/etc/group")).splitlines())
+
+
+def script(machine: Machine, name: str) -> str:
+    machine.put(SCRIPTS / name, f"/srv/tests/{name}")
+    return machine.run(["sh", f"/srv/tests/{name}"], timeout=180).stdout
+
+
+@pytest.mark.timeout(1800)
+def test_from_a_bare_machine_to_an_answer_and_back_to_a_bare_machine(node: Machine) -> None:
+    files_before, users_before = files(node), users(node)
+    said = apt(node, "install", "rbee")
+    assert not any(node.read(f"/etc/credstore/{name}").strip() in said for name in TOKENS)
+    assert failed_units(node) == []
+    script(node, "installed")
+    assert "served" in script(node, "serve")
+
+    put_model(node)
+    node.write(f"/etc/rbee/workers/{WORKER}.yaml", f"model: /var/lib/rbee/models/{MODEL}\n")
+    node.systemctl("enable", "--now", f"rbee-worker@{WORKER}")
+    assert ask(node) == "ok"
+
+    # a GPU that is not there is named, with the package that would help; nothing falls back in silence
+    node.write("/etc/rbee/workers/gpu.yaml", f"model: /var/lib/rbee/models/{MODEL}\nbackend: cuda\n")
+    assert node.run(["systemctl", "start", "rbee-worker@gpu"], check=False).returncode != 0
+    status = node.systemctl("status", "rbee-worker@gpu", check=False)
+    assert re.search(r"lib[\w.]+ cannot be loaded; install \S+", status), status
+    node.run(["rm", "/etc/rbee/workers/gpu.yaml"])
+    node.systemctl("reset-failed")
+
+    # a reboot: the enabled worker serves again, without a hand
+    node.poweroff()
+    node.boot()
+    wait_until(lambda: node.unit(f"rbee-worker@{WORKER}.service")["ActiveState"] == "active", "the worker", 90)
+    assert ask(node) == "ok"
+    assert failed_units(node) == []
+
+    # removed: everything stopped, everything kept
+    kept = {name: node.read(f"/etc/credstore/{name}") for name in TOKENS}
+    node.write("/etc/rbee/queen.yaml", node.read("/etc/rbee/queen.yaml") + "aliases: {bees: all-minilm-l6-v2}\n")
+    apt(node, "remove", "rbee", "rbee-queen", "rbee-hive", "rbee-worker", "rbee-common")
+    assert node.run(["pgrep", "-f", "/usr/lib/rbee"], check=False).stdout == ""
+    assert {name: node.read(f"/etc/credstore/{name}") for name in TOKENS} == kept
+    assert node.path(f"/var/lib/rbee/models/{MODEL}").is_dir()
+    assert node.path("/var/lib/rbee/queen/queen.db").is_file()
+    apt(node, "install", "rbee")
+    assert "bees" in node.read("/etc/rbee/queen.yaml")
+    wait_until(lambda: ask(node) == "ok", "an answer after the reinstallation", 60, 1)
+
+    # purged: nothing of ours is left, and nothing else is gone
+    apt(node, "purge", "rbee", "rbee-queen", "rbee-hive", "rbee-worker", "rbee-common")
+    assert sorted(files(node) - files_before) == []
+    lost = {path for path in files_before - files(node) if not path.startswith("/usr/lib/rbee")}
+    assert lost == set()
+    left = {line for line in users(node) - users_before if not line.startswith("video:")}
+    assert left == set(), left
+    known = node.systemctl("list-unit-files") + node.systemctl("list-units", "--all")
+    left_units = [line for line in known.splitlines() if "rbee" in line]
+    assert left_units == [], left_units
+    assert not list(node.path("/etc/credstore").glob("rbee*"))
+    assert not node.path("/run/rbee").exists()
+
+
+@pytest.mark.timeout(1800)
+def test_an_upgrade_under_load_fails_no_request_and_restarts_no_worker(node: Machine) -> None:
+    apt(node, "install", "rbee")
+    put_model(node)
+    node.write(f"/etc/rbee/workers/{WORKER}.yaml", f"model: /var/lib/rbee/models/{MODEL}\n")
+    edited = node.read("/etc/rbee/hive.yaml") + "\n# a word of the operator's\nidle_limit_s: 0\n"
+    node.write("/etc/rbee/hive.yaml", edited)
+    node.systemctl("restart", "rbee-hive")
+    node.systemctl("start", f"rbee-worker@{WORKER}")
+    wait_until(lambda: ask(node) == "ok", "the first answer", 60, 0.5)
+    unit = f"rbee-worker@{WORKER}.service"
+    worker, before = life(node, unit), {daemon: life(node, daemon) for daemon in DAEMONS}
+    secrets = {name: node.read(f"/etc/credstore/{name}") for name in TOKENS}
+    use(node, "higher")
+    with Load(node) as load:
+        said = apt(node, "-o", "Dpkg::Options::=--force-confold", "upgrade")
+        for daemon in DAEMONS:
+            node.wait_for_unit(daemon)
+        after = load.outcomes["ok"]
+        wait_until(lambda: load.outcomes["ok"] >= after + 20, "answers of the upgraded queen", 60)
+    print(f"requests during the upgrade: {dict(load.outcomes)}")
+    assert set(load.outcomes) == {"ok"}, load.outcomes
+    assert life(node, unit) == worker
+    assert all(life(node, daemon) != before[daemon] for daemon in DAEMONS)
+    assert f"systemctl restart {unit}" in said, said
+    assert node.read("/etc/rbee/hive.yaml") == edited
+    assert {name: node.read(f"/etc/credstore/{name}") for name in TOKENS} == secrets
+    assert NEXT in node.run(["rbee", "version"]).stdout
+    doctor = node.run(["rbee", "doctor"], check=False).stdout
+    assert f"systemctl restart {unit}" in doctor, doctor
+    node.systemctl("restart", unit)
+    wait_until(lambda: ask(node) == "ok", "an answer of the new worker", 60, 0.5)
+    assert facts(node)["version"] == NEXT
+
+    # back again: refused where the database has been migrated since, the data untouched
+    node.systemctl("stop", "rbee-queen.service", "rbee-queen.socket")
+    node.run(["python3", "-c", MIGRATE])
+    content = node.run(["python3", "-c", DUMP]).stdout
+    assert "1000" in content
+    use(node, "this")
+    downgrade = [f"{name}={installed(node, '/srv/this', name)}" for name in ("rbee-queen", "rbee-common", "rbee-hive")]
+    downgrade += [f"{name}={installed(node, '/srv/this', name)}" for name in ("rbee-worker", "rbee")]
+    said = apt(node, "--allow-downgrades", "install", *downgrade, check=False)
+    assert "a newer rbee has written it" in said, said
+    assert node.run(["python3", "-c", DUMP]).stdout == content
+
+
+MIGRATE = """import sqlite3
+connection = sqlite3.connect("/var/lib/rbee/queen/queen.db")
+connection.execute("PRAGMA journal_mode = DELETE")
+connection.execute("PRAGMA user_version = 1000")
+connection.commit()
+"""
+DUMP = """import sqlite3
+connection = sqlite3.connect("/var/lib/rbee/queen/queen.db")
+print(connection.execute("PRAGMA user_version").fetchone(), *connection.iterdump(), sep="\\n")
+"""
+CHECK = """import sqlite3
+print(sqlite3.connect("/var/lib/rbee/queen/queen.db").execute("PRAGMA quick_check").fetchone())
+"""
+
+
+def facts(machine: Machine) -> dict[str, Any]:
+    found = json.loads(machine.read(f"/run/rbee/workers/{WORKER}/worker.json"))
+    assert isinstance(found, dict)
+    return found
+
+
+def installed(machine: Machine, repository: str, package: str) -> str:
+    """The version of a package that a repository's folder has."""
+    (deb,) = machine.path(repository).glob(f"pool/{machine.release}/{package}_*.deb")
+    return deb.name.split("_")[1]
+
+
+@pytest.mark.timeout(1800)
+def test_a_broken_configuration_at_an_upgrade_is_named_and_costs_no_data(node: Machine) -> None:
+    apt(node, "install", "rbee")
+    node.run(["rbee", "status"])
+    node.write("/etc/rbee/queen.yaml", "listen:\n  port: eighty\n")
+    use(node, "higher")
+    apt(node, "-o", "Dpkg::Options::=--force-confold", "upgrade")
+    node.wait_for_unit("rbee-queen.service", "failed")
+    status = node.systemctl("status", "rbee-queen.service", check=False)
+    assert "/etc/rbee/queen.yaml:2: listen.port" in status, status
+    assert node.run(["python3", "-c", CHECK]).stdout.strip() == "('ok',)"
+    doctor = node.run(["rbee", "doctor"], check=False)
+    assert doctor.returncode == 1
+    (todo,) = re.findall(r"next: mend it, then (systemctl .* rbee-queen.*)", doctor.stdout)
+    node.write("/etc/rbee/queen.yaml", "log_level: info\n")
+    node.run(["sh", "-c", todo])
+    assert f"version {NEXT}" in node.run(["rbee", "status"]).stdout
