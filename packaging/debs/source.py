@@ -12,7 +12,7 @@ from tests.machines.testbed.errors import TestbedError
 from tests.machines.testbed.packages import CHECKOUT
 from tests.machines.testbed.trees import Release
 
-PARTS = ("daemons", "docs", "units", "packaging", "setup.cfg", "pyproject.toml")
+PARTS = ("daemons", "docs/examples", "docs/man", "units", "packaging", "setup.cfg", "pyproject.toml")
 _DEBIAN = {Release.BOOKWORM: "deb12", Release.TRIXIE: "deb13"}
 _HEAD = re.compile(r"^rbee \(([^)]+)\) (\S+); (.*)$", re.M)
 _FOOT = re.compile(r"^ -- (.*)  (.*)$", re.M)
@@ -20,8 +20,8 @@ _FOOT = re.compile(r"^ -- (.*)  (.*)$", re.M)
 
 def files() -> list[str]:
     """The checkout's files that packages are made of: those of git, with what is new and not ignored."""
-    listed: list[str | Path] = ["git", "-C", CHECKOUT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS]
-    done = subprocess.run(listed, capture_output=True, text=True, check=False)
+    listed = ["git", "-C", str(CHECKOUT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run([*listed, "--", *PARTS], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         names = [name for name in done.stdout.split("\0") if name]
     else:

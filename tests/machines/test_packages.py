@@ -5,26 +5,20 @@ release takes another build of some minutes, and RBEE_PACKAGES="bookworm trixie"
 """
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.machines.testbed import Machine, Network, Release, cache, failed_units, project, wait_until
+from tests.machines.testbed import Machine, Release, debs, failed_units, project, wait_until
+from tests.machines.testbed.debs import NEXT, apt, use
 from tests.machines.testbed.packages import CHECKOUT
 
 SCRIPTS = CHECKOUT / "packaging/debian/tests"
-PARTS = ("daemons", "docs", "packaging", "tests/machines/testbed", "units", "pyproject.toml", "setup.cfg")
-RELEASES = [Release(name) for name in os.environ.get("RBEE_PACKAGES", Release.BOOKWORM).split()]
-NEXT = "0.99.0"
 TOKENS = project.TOKENS
 WORKER, MODEL = "minilm", "all-minilm-l6-v2"
 DAEMONS = ("rbee-queen.service", "rbee-hive.service")
@@ -35,99 +29,16 @@ NOT_OURS = re.compile(
 )
 
 
-def checkout_key() -> str:
-    """A hash of everything that packages are made of."""
-    parts: list[str | bytes] = []
-    for part in PARTS:
-        path = CHECKOUT / part
-        parts += [part, path.read_bytes() if path.is_file() else cache.digest_files(path)]
-    return cache.digest(parts)
-
-
-def build(release: Release, target: Path, checkout: Path = CHECKOUT, *options: str) -> None:
-    """packaging/build of a checkout, as a person calls it."""
-    command = [checkout / "packaging/build", "--release", release, "--out", target, *options]
-    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=clean)
-    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-6000:]}"
-
-
-def next_checkout(folder: Path) -> Path:
-    """A copy of this checkout whose version is NEXT."""
-    for part in PARTS:
-        (folder / part).parent.mkdir(parents=True, exist_ok=True)
-        if (CHECKOUT / part).is_dir():
-            shutil.copytree(CHECKOUT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(CHECKOUT / part, folder / part)
-    for package in ("tests", "tests/machines"):
-        (folder / package / "__init__.py").touch()
-    module = folder / "daemons/rbee/__init__.py"
-    module.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{NEXT}"', module.read_text()))
-    changelog = folder / "packaging/debian/changelog"
-    text = changelog.read_text()
-    changelog.write_text(re.sub(r"^rbee \([^)]*\)", f"rbee ({NEXT})", text, count=1) + "\n" + text)
-    return folder
-
-
-@dataclass(frozen=True)
-class Repositories:
-    """Folders that apt installs from: this checkout's packages, and the same code as a higher version."""
-
-    this: Path
-    higher: Path
-
-
-def repositories(release: Release, scratch: Path) -> Repositories:
-    """Both repositories of a release, from the cache or built (some minutes)."""
-    key = checkout_key()
-    this = cache.build_once("debs", f"{release}-{key}", lambda folder: build(release, folder))
-
-    def build_higher(folder: Path) -> None:
-        build(release, folder, next_checkout(scratch / f"next-{release}"), "--no-lint")
-
-    return Repositories(this, cache.build_once("debs", f"{release}-next-{key}", build_higher))
-
-
-@pytest.fixture(scope="module", params=RELEASES, ids=str)
+@pytest.fixture(scope="module", params=debs.RELEASES, ids=str)
 def packages_release(request: pytest.FixtureRequest) -> Release:
     return Release(request.param)
 
 
-@pytest.fixture(scope="module")
-def built(packages_release: Release, tmp_path_factory: pytest.TempPathFactory) -> Repositories:
-    return repositories(packages_release, tmp_path_factory.mktemp("packages"))
-
-
 @pytest.fixture
-def node(packages_release: Release, built: Repositories) -> Iterator[Machine]:
-    """A bare machine that knows this checkout's repository and has a demo model; nothing is installed."""
-    with Network() as network:
-        binds = [f"{built.this}:/srv/this", f"{built.higher}:/srv/higher", f"{project.models()}:/srv/demo"]
-        machine = network.add("node", release=packages_release, binds=binds)
-        # There is no way to Debian from here: everything else that the packages need is on the machine.
-        machine.run(["sh", "-c", "rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*"])
-        use(machine, "this")
+def node(packages_release: Release) -> Iterator[Machine]:
+    """A bare machine that knows this checkout's repository; nothing is installed."""
+    with debs.bare_node(packages_release, debs.repositories(packages_release)) as machine:
         yield machine
-
-
-def use(machine: Machine, repository: str) -> None:
-    keyring = "/usr/share/keyrings/rbee-archive-keyring.gpg"
-    machine.run(["cp", f"/srv/{repository}/rbee-archive-keyring.gpg", keyring])
-    source = f"deb [signed-by={keyring}] file:/srv/{repository} {machine.release} main\n"
-    machine.write("/etc/apt/sources.list.d/rbee.list", source)
-    machine.run(["apt-get", "-q", "update"])
-
-
-def apt(machine: Machine, *arguments: str, check: bool = True) -> str:
-    """apt-get without questions; everything it said."""
-    settings = {"DEBIAN_FRONTEND": "noninteractive"}
-    done = machine.run(["apt-get", "-q", "-y", *arguments], env=settings, timeout=300, check=check)
-    return done.stdout + done.stderr
-
-
-def put_model(machine: Machine) -> None:
-    machine.run(["cp", "-r", f"/srv/demo/{project.MODELS}/{MODEL}", "/var/lib/rbee/models/"])
 
 
 def token(machine: Machine) -> str:
@@ -203,7 +114,7 @@ def test_from_a_bare_machine_to_an_answer_and_back_to_a_bare_machine(node: Machi
     script(node, "installed")
     assert "served" in script(node, "serve")
 
-    put_model(node)
+    debs.put_model(node, MODEL)
     node.write(f"/etc/rbee/workers/{WORKER}.yaml", f"model: /var/lib/rbee/models/{MODEL}\n")
     node.systemctl("enable", "--now", f"rbee-worker@{WORKER}")
     assert ask(node) == "ok"
@@ -226,7 +137,7 @@ def test_from_a_bare_machine_to_an_answer_and_back_to_a_bare_machine(node: Machi
     # removed: everything stopped, everything kept
     kept = {name: node.read(f"/etc/credstore/{name}") for name in TOKENS}
     node.write("/etc/rbee/queen.yaml", node.read("/etc/rbee/queen.yaml") + "aliases: {bees: all-minilm-l6-v2}\n")
-    apt(node, "remove", "rbee", "rbee-queen", "rbee-hive", "rbee-worker", "rbee-common")
+    apt(node, "remove", *debs.PACKAGES)
     assert node.run(["pgrep", "-f", "/usr/lib/rbee"], check=False).stdout == ""
     assert {name: node.read(f"/etc/credstore/{name}") for name in TOKENS} == kept
     assert node.path(f"/var/lib/rbee/models/{MODEL}").is_dir()
@@ -236,7 +147,7 @@ def test_from_a_bare_machine_to_an_answer_and_back_to_a_bare_machine(node: Machi
     wait_until(lambda: ask(node) == "ok", "an answer after the reinstallation", 60, 1)
 
     # purged: nothing of ours is left, and nothing else is gone
-    apt(node, "purge", "rbee", "rbee-queen", "rbee-hive", "rbee-worker", "rbee-common")
+    apt(node, "purge", *debs.PACKAGES)
     assert sorted(files(node) - files_before) == []
     lost = {path for path in files_before - files(node) if not path.startswith("/usr/lib/rbee")}
     assert lost == set()
@@ -252,7 +163,7 @@ def test_from_a_bare_machine_to_an_answer_and_back_to_a_bare_machine(node: Machi
 @pytest.mark.timeout(1800)
 def test_an_upgrade_under_load_fails_no_request_and_restarts_no_worker(node: Machine) -> None:
     apt(node, "install", "rbee")
-    put_model(node)
+    debs.put_model(node, MODEL)
     node.write(f"/etc/rbee/workers/{WORKER}.yaml", f"model: /var/lib/rbee/models/{MODEL}\n")
     edited = node.read("/etc/rbee/hive.yaml") + "\n# a word of the operator's\nidle_limit_s: 0\n"
     node.write("/etc/rbee/hive.yaml", edited)
@@ -289,8 +200,7 @@ def test_an_upgrade_under_load_fails_no_request_and_restarts_no_worker(node: Mac
     content = node.run(["python3", "-c", DUMP]).stdout
     assert "1000" in content
     use(node, "this")
-    downgrade = [f"{name}={installed(node, '/srv/this', name)}" for name in ("rbee-queen", "rbee-common", "rbee-hive")]
-    downgrade += [f"{name}={installed(node, '/srv/this', name)}" for name in ("rbee-worker", "rbee")]
+    downgrade = [f"{name}={debs.version_in(node, 'this', name)}" for name in debs.PACKAGES]
     said = apt(node, "--allow-downgrades", "install", *downgrade, check=False)
     assert "a newer rbee has written it" in said, said
     assert node.run(["python3", "-c", DUMP]).stdout == content
@@ -317,18 +227,15 @@ def facts(machine: Machine) -> dict[str, Any]:
     return found
 
 
-def installed(machine: Machine, repository: str, package: str) -> str:
-    """The version of a package that a repository's folder has."""
-    (deb,) = machine.path(repository).glob(f"pool/{machine.release}/{package}_*.deb")
-    return deb.name.split("_")[1]
-
-
 @pytest.mark.timeout(1800)
 def test_a_broken_configuration_at_an_upgrade_is_named_and_costs_no_data(node: Machine) -> None:
     apt(node, "install", "rbee")
     node.run(["rbee", "status"])
     node.write("/etc/rbee/queen.yaml", "listen:\n  port: eighty\n")
-    use(node, "higher")
+    # this time by HTTP, as on other machines
+    node.run(["systemd-run", "--unit=mirror", "python3", "-m", "http.server", "--directory=/srv/higher", "8099"])
+    wait_until(lambda: node.run(["curl", "-sf", "http://127.0.0.1:8099/"], check=False).stdout, "the web server")
+    use(node, "higher", "http://127.0.0.1:8099")
     apt(node, "-o", "Dpkg::Options::=--force-confold", "upgrade")
     node.wait_for_unit("rbee-queen.service", "failed")
     status = node.systemctl("status", "rbee-queen.service", check=False)

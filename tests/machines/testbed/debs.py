@@ -1,0 +1,117 @@
+"""The project's Debian packages for machines: built once by packaging/build, and installed by apt from their folder."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.machines.testbed import cache, project
+from tests.machines.testbed.errors import TestbedError
+from tests.machines.testbed.machine import Machine
+from tests.machines.testbed.network import Network
+from tests.machines.testbed.packages import CHECKOUT
+from tests.machines.testbed.trees import Release
+
+RELEASES = [Release(name) for name in os.environ.get("RBEE_PACKAGES", Release.BOOKWORM).split()]
+NEXT = "0.99.0"
+PACKAGES = ("rbee", "rbee-queen", "rbee-hive", "rbee-worker", "rbee-common")
+_CONTENT = ("daemons", "docs/examples", "docs/man", "packaging", "units", "pyproject.toml", "setup.cfg")
+_BUILDER = "tests/machines/testbed"
+
+
+@dataclass(frozen=True)
+class Repositories:
+    """Folders that apt installs from: this checkout's packages, and the same code as the higher version NEXT."""
+
+    this: Path
+    higher: Path
+
+
+def repositories(release: Release) -> Repositories:
+    """Both repositories of a release, from the cache or built (some minutes).
+
+    Raises:
+        TestbedError: packaging/build failed; its last lines are in the message.
+    """
+    parts: list[str | bytes] = []
+    for part in _CONTENT:
+        path = CHECKOUT / part
+        parts += [part, path.read_bytes() if path.is_file() else cache.digest_files(path)]
+    key = cache.digest(parts)
+    this = cache.build_once("debs", f"{release}-{key}", lambda folder: _build(release, folder, CHECKOUT))
+    return Repositories(this, cache.build_once("debs", f"{release}-next-{key}", lambda to: _build_higher(release, to)))
+
+
+def _build(release: Release, target: Path, checkout: Path, *options: str) -> None:
+    command = [str(checkout / "packaging/build"), "--release", release, "--out", str(target), *options]
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=clean)
+    if done.returncode:
+        raise TestbedError(f"packaging/build for {release} failed: {done.stdout[-1000:]}{done.stderr[-6000:]}")
+
+
+def _build_higher(release: Release, target: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="rbee-next-") as folder:
+        _build(release, target, _next_checkout(Path(folder)), "--no-lint")
+
+
+def _next_checkout(folder: Path) -> Path:
+    """A copy of this checkout whose version is NEXT."""
+    for part in (*_CONTENT, _BUILDER):
+        (folder / part).parent.mkdir(parents=True, exist_ok=True)
+        if (CHECKOUT / part).is_dir():
+            shutil.copytree(CHECKOUT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(CHECKOUT / part, folder / part)
+    for package in ("tests", "tests/machines"):
+        (folder / package / "__init__.py").touch()
+    module = folder / "daemons/rbee/__init__.py"
+    module.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{NEXT}"', module.read_text()))
+    changelog = folder / "packaging/debian/changelog"
+    text = changelog.read_text()
+    changelog.write_text(re.sub(r"^rbee \([^)]*\)", f"rbee ({NEXT})", text, count=1) + "\n" + text)
+    return folder
+
+
+@contextmanager
+def bare_node(release: Release, built: Repositories) -> Iterator[Machine]:
+    """A bare machine that knows this checkout's repository; the demo models are in /srv/demo, nothing is installed."""
+    with Network() as network:
+        binds = [f"{built.this}:/srv/this", f"{built.higher}:/srv/higher", f"{project.models()}:/srv/demo"]
+        machine = network.add("node", release=release, binds=binds)
+        # There is no way to Debian from here: everything else that the packages need is on the machine.
+        machine.run(["sh", "-c", "rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*"])
+        use(machine, "this")
+        yield machine
+
+
+def use(machine: Machine, repository: str, address: str | None = None) -> None:
+    """Have apt install from this repository ("this" or "higher") alone: its folder, or an address where it is shown."""
+    keyring = "/usr/share/keyrings/rbee-archive-keyring.gpg"
+    machine.run(["cp", f"/srv/{repository}/rbee-archive-keyring.gpg", keyring])
+    source = f"deb [signed-by={keyring}] {address or f'file:/srv/{repository}'} {machine.release} main\n"
+    machine.write("/etc/apt/sources.list.d/rbee.list", source)
+    machine.run(["apt-get", "-q", "update"])
+
+
+def apt(machine: Machine, *arguments: str, check: bool = True) -> str:
+    """apt-get without questions; everything it said."""
+    settings = {"DEBIAN_FRONTEND": "noninteractive"}
+    done = machine.run(["apt-get", "-q", "-y", *arguments], env=settings, timeout=300, check=check)
+    return done.stdout + done.stderr
+
+
+def version_in(machine: Machine, repository: str, package: str) -> str:
+    """The version of a package that a repository has."""
+    (deb,) = machine.path(f"/srv/{repository}").glob(f"pool/{machine.release}/{package}_*.deb")
+    return deb.name.split("_")[1]
+
+
+def put_model(machine: Machine, model: str) -> None:
+    """Copy a demo model to where workers look for models."""
+    machine.run(["cp", "-r", f"/srv/demo/{project.MODELS}/{model}", "/var/lib/rbee/models/"])
