@@ -62,7 +62,9 @@ class Probe:
 
 async def _run(command: Sequence[str]) -> ProbeResult:
     kept = {
-        name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES") if name in os.environ
+        name: os.environ[name]
+        for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+        if name in os.environ
     }
     process = await asyncio.create_subprocess_exec(
         *command,

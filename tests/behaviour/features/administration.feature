@@ -74,7 +74,7 @@ Feature: Tokens, configuration and records on a real systemd
     And the journal says that the old configuration stays in force
     And rbee-queen is still in the same life
     When queen.yaml is mended and rbee-queen is reloaded by systemctl
-    Then the status of rbee-queen says "hives"
+    Then the status of rbee-queen says "1 hive, "
 
   @CONFIG-07
   Scenario: The shipped examples are a working configuration

@@ -98,7 +98,7 @@ class ChildLife:
 
     async def _run(self, process: asyncio.subprocess.Process, notify: NotifySocket) -> UnitFacts:
         self._process = process
-        notify.pid = process.pid
+        notify.listen_to(process.pid)
         self._deadline = time.monotonic() + self._settings.start_limit_s
         if self._stopping:
             self._begin_stop()

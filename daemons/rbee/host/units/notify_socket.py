@@ -14,23 +14,29 @@ _MOST_DATAGRAMS = 64
 class NotifySocket:
     """A Unix datagram socket in the abstract namespace; messages of other processes are dropped.
 
-    ``on_message`` gets the assignments of each datagram that the process ``pid`` sent (set once it is known).
+    ``on_message`` gets the assignments of each datagram that the process given to :meth:`listen_to` sent. What it
+    sends before that waits in the socket: a quick child may speak before its parent knows its PID.
     """
 
     def __init__(self, on_message: Callable[[Mapping[str, str]], None]) -> None:
         self._on_message = on_message
-        self.pid = 0
+        self._pid = 0
         name = f"rbee-notify-{secrets.token_hex(8)}"
         self.address = f"@{name}"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind(f"\0{name}")
+
+    def listen_to(self, pid: int) -> None:
+        """Hear the process ``pid`` from now on, and what it said already."""
+        self._pid = pid
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
 
     def close(self) -> None:
         """Read what is there, then stop listening."""
-        self._readable()
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        if self._pid:
+            self._readable()
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
         self._socket.close()
 
     def _readable(self) -> None:
@@ -39,7 +45,7 @@ class NotifySocket:
                 data, ancillary, _, _ = self._socket.recvmsg(_MOST_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size))
             except BlockingIOError:
                 return
-            if self.pid and _sender(ancillary) == self.pid:
+            if _sender(ancillary) == self._pid:
                 self._on_message(parse(data))
 
 
