@@ -100,6 +100,15 @@ def test_a_life_from_loading_to_ready_to_stopped(bench: Bench) -> None:
     assert bench.value("rbee_hive_ready_signal_seconds_count") == 1
 
 
+@pytest.mark.parametrize("sub", ["reload", "reload-signal", "reload-notify"])
+def test_a_worker_that_reloads_its_token_keeps_its_address(bench: Bench, sub: str) -> None:
+    started(bench)
+    bench.table.on_facts(unit("reloading", sub))
+    bench.table.on_facts(unit("active", "running"))
+    assert {(report.state.value, report.url) for report, _ in bench.news[1:]} == {("idle", "http://127.0.0.1:8081")}
+    assert [change for _, change in bench.told()].count("ready") == 1
+
+
 def test_the_same_facts_again_are_no_news(bench: Bench) -> None:
     started(bench)
     count = len(bench.news)

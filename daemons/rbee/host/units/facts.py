@@ -36,7 +36,9 @@ class UnitFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def running(self) -> bool:
-        """Whether the unit said READY and has not begun to stop."""
+        """Whether the unit said READY and has not begun to stop; a reload takes nothing from that."""
+        if self.active_state in ("reloading", "refreshing"):
+            return True
         return self.active_state == "active" and self.sub_state == "running"
 
     def unloaded(self, job_result: str) -> "UnitFacts":
