@@ -220,7 +220,13 @@ class WorkerTable:
         return self._workers.get(worker_id)
 
     def take_left_addresses(self) -> "list[tuple[str, str]]":
-        """(worker, url) of units that ended since the last call, where no other worker of ours has the address."""
+        """(worker, url) of units that ended since the last call, where no other worker of ours has the address.
+
+        They wait for the next call while a worker begins that has not told its own address yet: it takes the first
+        free one, which is often the one just left.
+        """
+        if any(_listens_unheard(worker) for worker in self._workers.values()):
+            return []
         used = {report.url for report in self.reports()}
         left = [(worker.worker_id, worker.left_url) for worker in self._workers.values() if worker.left_url]
         for worker_id, _ in left:
@@ -293,6 +299,10 @@ def change_between(previous: WorkerReport | None, report: WorkerReport) -> Chang
         return Change.STATE
     # the text of a worker that serves waits for the heartbeat: it says nothing that anybody acts upon
     return Change.QUIET if both_ready else Change.DETAIL
+
+
+def _listens_unheard(worker: Worker) -> bool:
+    return worker.unit.active_state == "activating" and worker.unit.main_pid != 0 and worker.loading_url is None
 
 
 def _forget_last_life(worker: Worker) -> None:

@@ -242,6 +242,16 @@ def test_a_left_address_is_looked_at_unless_one_of_ours_has_it(bench: Bench) -> 
     assert bench.table.take_left_addresses() == []
 
 
+def test_a_left_address_waits_for_a_worker_that_begins_and_may_have_taken_it(bench: Bench) -> None:
+    started(bench)
+    bench.table.on_facts(unit("inactive", "dead", main_pid=0))
+    other = msgspec.structs.replace(unit("activating", "start"), worker_id="v")
+    bench.table.on_facts(other)
+    assert bench.table.take_left_addresses() == []
+    bench.table.on_facts(msgspec.structs.replace(other, active_state="failed", sub_state="failed", main_pid=0))
+    assert bench.table.take_left_addresses() == [("w", "http://127.0.0.1:8081")]
+
+
 def test_a_worker_from_outside(bench: Bench) -> None:
     ready = ExternalReady("x", "http://127.0.0.1:9001", "file:///m/tiny", "cpu", slots_total=2)
     row = bench.table.register_external(ready)
