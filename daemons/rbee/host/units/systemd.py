@@ -187,7 +187,8 @@ class SystemdUnits:
             self._mark(worker)
 
     def _take_job_result(self, worker: str, result: str) -> None:
-        if result in ("done", "canceled"):
+        # a start that failed shows in the unit itself, and `systemctl reset-failed` is to end that
+        if result in ("done", "canceled", "failed"):
             self._job_results.pop(worker, None)
         else:
             self._job_results[worker] = result
