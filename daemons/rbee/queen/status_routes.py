@@ -83,6 +83,7 @@ class StatusRoutes:
         """Add the routes."""
         app.router.add_get("/health", open_route(self.health))
         app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/v1/models/{model:.+}", self.one_model)
         app.router.add_get("/v2", self.server)
         app.router.add_get("/v2/health/live", self.live)
         app.router.add_get("/v2/health/ready", self.ready)
@@ -138,12 +139,23 @@ class StatusRoutes:
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         """Every model that requests can name, aliases included."""
+        known = self._models()
+        return json_response(ModelList([known[name] for name in sorted(known)]))
+
+    async def one_model(self, request: web.Request) -> web.StreamResponse:
+        """One of them, by its name or alias, as OpenAI's clients retrieve it."""
+        found = self._models().get(request.match_info["model"])
+        if found is None:
+            raise ModelNotFound("no worker serves that model: GET /v1/models lists those that can be asked for")
+        return json_response(found)
+
+    def _models(self) -> dict[str, Model]:
         core = self._core
         known = {name: _model(name, list(core.registry.serving(name))) for name in core.registry.model_names()}
         for alias, name in core.aliases.all().items():
             if name in known and alias not in known:
                 known[alias] = msgspec.structs.replace(known[name], id=alias)
-        return json_response(ModelList([known[name] for name in sorted(known)]))
+        return known
 
     async def server(self, request: web.Request) -> web.StreamResponse:
         """GET /v2: metadata of the Open Inference Protocol."""

@@ -141,6 +141,10 @@ async def test_models_are_listed_with_state_and_aliases(several: RunningQueen, w
         MODEL: ("idle", 3, 2, MODEL),
     }
     assert listing["object"] == "list"
+    for model in listing["data"]:
+        assert await several.get(f"/v1/models/{model['id']}") == (200, model)
+    status, answer = await several.get("/v1/models/nobody")
+    assert (status, answer["error"]["code"]) == (404, "MODEL_NOT_FOUND")
     assert (await several.get("/v2/aliases"))[1] == {"aliases": {"org/best:7b": MODEL}}
     for _ in range(2):
         async with several.client.delete(several.url + "/v2/aliases/org/best:7b") as response:
