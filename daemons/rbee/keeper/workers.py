@@ -88,7 +88,8 @@ def _note(worker: WorkerReport) -> str:
         share = 100 * worker.progress.done // worker.progress.total
         return f"{worker.progress.stage} {share} %"
     if worker.state is WorkerState.FAILED:
-        return worker.reason or worker.result or worker.status_text
+        # the worker's own last words name the file, the line and what to do
+        return ": ".join(filter(None, [worker.reason or worker.result, worker.status_text]))
     return worker.reason
 
 
