@@ -4,19 +4,20 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.machines.testbed import packages, project, trees
+from tests.machines.testbed import debs, packages, project, trees
 from tests.machines.testbed.fixtures import (
     bare_machine,
     installation,
     machine,
     network,
     release,
+    repositories,
     shared_machine,
 )
 from tests.machines.testbed.machine import Machine
 from tests.machines.testbed.network import Network
 
-__all__ = ["bare_machine", "installation", "machine", "network", "release", "shared_machine"]
+__all__ = ["bare_machine", "installation", "machine", "network", "release", "repositories", "shared_machine"]
 
 _SHOWN_LINES = 40
 
@@ -30,14 +31,17 @@ def _machines(arguments: dict[str, object]) -> list[Machine]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Trees, packages and models are there before the first test's time limit begins to run."""
+    """Trees, packages (Python's and Debian's) and models are there before the first test's time limit begins to run."""
     wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    if session.config.option.collectonly or not wanted & {"network", "installation"}:
+    if session.config.option.collectonly or not wanted & {"network", "installation", "repositories"}:
         return
     for each in trees.Release:
         packages.layer(each)
-    if "installation" in wanted:
+    if wanted & {"installation", "repositories"}:
         project.models()
+    if "repositories" in wanted:
+        for each in debs.RELEASES:
+            debs.repositories(each)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,7 +10,7 @@ import yaml
 from pytest_bdd import given, parsers, scenarios, then, when
 
 from rbee.keeper.commands.config import EXAMPLE
-from tests.machines.testbed import Machine, debs
+from tests.machines.testbed import Machine, Release, debs
 from tests.machines.testbed.debs import NEXT, apt
 
 scenarios("features/packages.feature")
@@ -22,10 +22,10 @@ CREDENTIALS = "/etc/credstore"
 
 
 @pytest.fixture(scope="module")
-def installed() -> Iterator[Machine]:
+def installed(repositories: dict[Release, debs.Repositories]) -> Iterator[Machine]:
     """Debian 12 with every package, for all scenarios of this module."""
     release = debs.RELEASES[0]
-    with debs.bare_node(release, debs.repositories(release)) as machine:
+    with debs.bare_node(release, repositories[release]) as machine:
         apt(machine, "install", "rbee")
         debs.put_model(machine, MODEL)
         machine.run(["useradd", "--create-home", USER])

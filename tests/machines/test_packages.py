@@ -35,9 +35,9 @@ def packages_release(request: pytest.FixtureRequest) -> Release:
 
 
 @pytest.fixture
-def node(packages_release: Release) -> Iterator[Machine]:
+def node(packages_release: Release, repositories: dict[Release, debs.Repositories]) -> Iterator[Machine]:
     """A bare machine that knows this checkout's repository; nothing is installed."""
-    with debs.bare_node(packages_release, debs.repositories(packages_release)) as machine:
+    with debs.bare_node(packages_release, repositories[packages_release]) as machine:
         yield machine
 
 
@@ -105,7 +105,7 @@ def script(machine: Machine, name: str) -> str:
     return machine.run(["sh", f"/srv/tests/{name}"], timeout=180).stdout
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(300)
 def test_from_a_bare_machine_to_an_answer_and_back_to_a_bare_machine(node: Machine) -> None:
     files_before, users_before = files(node), users(node)
     said = apt(node, "install", "rbee")
@@ -160,7 +160,7 @@ def test_from_a_bare_machine_to_an_answer_and_back_to_a_bare_machine(node: Machi
     assert not node.path("/run/rbee").exists()
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(300)
 def test_an_upgrade_under_load_fails_no_request_and_restarts_no_worker(node: Machine) -> None:
     apt(node, "install", "rbee")
     debs.put_model(node, MODEL)
@@ -227,7 +227,7 @@ def facts(machine: Machine) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(300)
 def test_a_broken_configuration_at_an_upgrade_is_named_and_costs_no_data(node: Machine) -> None:
     apt(node, "install", "rbee")
     node.run(["rbee", "status"])

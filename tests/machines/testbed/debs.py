@@ -1,5 +1,6 @@
 """The project's Debian packages for machines: built once by packaging/build, and installed by apt from their folder."""
 
+import functools
 import os
 import re
 import shutil
@@ -32,8 +33,9 @@ class Repositories:
     higher: Path
 
 
+@functools.cache
 def repositories(release: Release) -> Repositories:
-    """Both repositories of a release, from the cache or built (some minutes).
+    """Both repositories of a release, as this checkout is at the first call: from the cache or built (some minutes).
 
     Raises:
         TestbedError: packaging/build failed; its last lines are in the message.
@@ -43,8 +45,19 @@ def repositories(release: Release) -> Repositories:
         path = CHECKOUT / part
         parts += [part, path.read_bytes() if path.is_file() else cache.digest_files(path)]
     key = cache.digest(parts)
-    this = cache.build_once("debs", f"{release}-{key}", lambda folder: _build(release, folder, CHECKOUT))
-    return Repositories(this, cache.build_once("debs", f"{release}-next-{key}", lambda to: _build_higher(release, to)))
+    this = cache.build_once("debs", f"{release}-this-{key}", lambda to: _build(release, to, CHECKOUT))
+    higher = cache.build_once("debs", f"{release}-next-{key}", lambda to: _build_higher(release, to))
+    for kind in ("this", "next"):
+        _forget_old(f"{release}-{kind}-")
+    return Repositories(this, higher)
+
+
+def _forget_old(prefix: str) -> None:
+    """Each is a quarter of a gigabyte, and every change of the code makes two: the three latest of a kind stay."""
+    found = [path for path in (cache.root() / "debs").glob(f"{prefix}*") if path.is_dir()]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[3:]:
+        cache.remove(path)
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
 def _build(release: Release, target: Path, checkout: Path, *options: str) -> None:

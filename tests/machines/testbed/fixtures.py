@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.machines.testbed import debs
 from tests.machines.testbed.machine import Machine
 from tests.machines.testbed.network import Network
 from tests.machines.testbed.project import Installation
@@ -18,6 +19,12 @@ def installation() -> Iterator[Installation]:
     """This checkout, installed once: installation.layers(release) goes to Network.add()."""
     with Installation() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def repositories() -> dict[Release, debs.Repositories]:
+    """The project's Debian packages, this version and a higher one, of each release that is asked for."""
+    return {release: debs.repositories(release) for release in debs.RELEASES}
 
 
 @pytest.fixture
