@@ -88,6 +88,12 @@ async def break_after_head(request: web.Request) -> web.StreamResponse:
     raise Unavailable("gone")
 
 
+async def leave_after_head(request: web.Request) -> web.StreamResponse:
+    stream = await SseStream.open(request)
+    await stream.send("token", {"text": "a"})
+    raise ConnectionResetError("the client left")
+
+
 @pytest.fixture
 def socket_folder() -> Iterator[Path]:
     """A folder that other users can reach, as /run/rbee is; pytest's own are private."""
@@ -120,6 +126,7 @@ async def service(socket_folder: Path) -> AsyncIterator[Service]:
         web.get("/hives", for_hives), web.get("/busy", busy), web.get("/v1/chat/busy", busy),
         web.get("/broken", broken), web.get("/hang", hang), web.get("/not-json", not_json),
         web.get("/endless", endless), web.get("/breaks", break_after_head),
+        web.get("/left", leave_after_head),
     ])  # fmt: skip
     tcp = bind_tcp("127.0.0.1", 0)
     server = Server(app, [tcp, bind_unix(socket_folder / "test.sock")], grace_s=0.2)
@@ -279,6 +286,16 @@ async def test_a_stream_that_breaks_ends_short(service: Service) -> None:
         with pytest.raises(aiohttp.ClientPayloadError):
             async with session.get(service.url + "/breaks") as response:
                 await response.read()
+
+
+async def test_a_client_that_left_is_no_error_in_the_log(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    async with client_session(token=CLIENT) as session:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            async with session.get(service.url + "/left") as response:
+                await response.read()
+        async with session.get(service.url + "/metrics") as response:
+            assert '{method="GET",route="/left",status="499"}' in await response.text()
+    assert [record.message for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
 
 async def test_the_client_tells_apart_what_went_wrong(service: Service) -> None:

@@ -40,6 +40,7 @@ STREAM = web.RequestKey("stream", web.StreamResponse)
 
 
 _ROLES = "rbee_roles"
+_CLIENT_GONE = 499
 _OPEN = "rbee_open"
 _ROUTINE = "rbee_routine"
 _DEFAULT_ROLES = frozenset({Role.API})
@@ -102,10 +103,8 @@ def measured(metrics: HttpMetrics) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        started = time.perf_counter()
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource is not None else "unknown"
-        status = "499"  # the client left: its handler is cancelled and no answer is made
+        started, route = time.perf_counter(), _route(request)
+        status = str(_CLIENT_GONE)  # its handler is cancelled and no answer is made
         try:
             response = await handler(request)
             status = str(response.status)
@@ -131,7 +130,10 @@ def errors(metrics: HttpMetrics, openai_prefixes: tuple[str, ...]) -> Middleware
                 raise
             return _answer(request, _of_aiohttp(error))
         except ConnectionResetError:
-            raise  # the client is gone: there is nobody to answer
+            # there is nobody to answer, and a stream must not look whole; raised on, aiohttp would log it as an error
+            if request.transport is not None:
+                request.transport.close()
+            return web.Response(status=_CLIENT_GONE)
         except Exception as error:  # noqa: BLE001 - the last edge: logged with its stack, answered as 500
             _log_unexpected(request, error)
             return _answer(request, _unexpected())
@@ -162,9 +164,20 @@ def _log_answered(request: web.Request, error: RbeeError) -> None:
     level = logging.ERROR if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO
     if error.status == HTTPStatus.UNAUTHORIZED:
         return  # the authentication logs its own refusals
+    log(
+        LOGGER,
+        level,
+        "request refused",
+        code=error.code,
+        status=error.status,
+        route=_route(request),
+        why=error.message,
+    )
+
+
+def _route(request: web.Request) -> str:
     resource = request.match_info.route.resource
-    route = resource.canonical if resource is not None else "unknown"
-    log(LOGGER, level, "request refused", code=error.code, status=error.status, route=route, why=error.message)
+    return resource.canonical if resource is not None else "unknown"
 
 
 def error_response(error: RbeeError, *, openai: bool) -> web.Response:
@@ -236,6 +249,7 @@ def _identify(request: web.Request, verifier: TokenVerifier, admins: PeerAdmins)
             LOGGER,
             logging.WARNING,
             "authentication failed",
+            route=_route(request),
             reason=error.details.get("reason"),
             identity=error.details.pop("identity", None),
             code=error.code,
