@@ -13,7 +13,7 @@ HINTS = {
     "INVALID_API_KEY": "the file that token_file (or --token-file) names must hold the api_token of this queen:"
     " rbee config show",
     "FORBIDDEN": "run it as root, or join the group rbee (usermod -aG rbee USER, then log in again)",
-    "CONNECTION_TIMEOUT": "look at the service: systemctl status {unit}",
+    "CONNECTION_TIMEOUT": "look at the service: systemctl status {unit}, and at this machine: rbee doctor",
     "PROTOCOL_ERROR": "restart the service: systemctl restart {unit}",
     "ALL_SLOTS_BUSY": "wait and try again, stop another request, or start another worker: rbee worker spawn --help",
     "TOO_MANY_REQUESTS": "wait and try again",

@@ -16,6 +16,12 @@ FILES = (
     "rbee.hive_api_token",
     "rbee.worker_api_token",
 )
+_HOLDERS = {
+    "rbee-queen.api_token": "rbee-queen",
+    "rbee.hive_callback_token": "rbee-queen rbee-hive",
+    "rbee.hive_api_token": "rbee-queen rbee-hive",
+    "rbee.worker_api_token": "rbee-queen rbee-hive 'rbee-worker@*'",
+}
 _TOKEN_BYTES = 32
 
 
@@ -30,7 +36,7 @@ def command() -> None:
 def init(folder: Path, rotate: str | None) -> None:
     """Make the four token files (mode 0600) that are missing; existing ones are kept.
 
-    After a rotation, reload the daemons that hold the token: systemctl reload rbee-queen rbee-hive.
+    After a rotation, reload the daemons that hold the token: the command names them.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -38,7 +44,7 @@ def init(folder: Path, rotate: str | None) -> None:
             path = folder / name
             if name == rotate:
                 replace_token(path)
-                click.echo(f"rotated: {path}")
+                click.echo(f"rotated: {path}; next: systemctl reload {_HOLDERS[name]}")
             elif make_token(path):
                 click.echo(f"made: {path}")
             else:

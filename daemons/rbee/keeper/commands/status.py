@@ -22,7 +22,8 @@ def command(as_json: bool) -> None:
         return
     click.echo(f"queen: {printable(str(health.get('status', 'unknown')))}, version {health.get('version', 'unknown')}")
     hives = sorted({worker.hive_id for worker in workers})
-    click.echo(f"hives: {', '.join(hives) or 'none with a worker'}")
+    none = "none with a worker" if health.get("hives") else "none has reported: systemctl status rbee-hive tells why"
+    click.echo(f"hives: {', '.join(hives) or none}")
     show_table(HEADS, [row(worker) for worker in workers], "no workers yet: rbee worker spawn --help")
 
 

@@ -50,7 +50,7 @@ def tokens(folder: Path = FOLDER, files: Sequence[str] = FILES) -> Iterator[Find
         try:
             facts = path.stat()
         except OSError:
-            yield fail("tokens", f"{path} is missing", "rbee credentials init, then restart the daemons")
+            yield fail("tokens", f"{path} is missing", f"rbee credentials init, then {restart(*DAEMONS)}")
             continue
         mode = stat.S_IMODE(facts.st_mode)
         if mode & 0o077:
@@ -75,6 +75,14 @@ def units(systemd: Path = Path("/run/systemd/system")) -> Iterator[Finding]:
         yield warn("units", "rbee-worker@.service is not installed: no worker can run here", "apt install rbee-worker")
 
 
+def restart(*daemons: str) -> str:
+    """The commands that start daemons again after they failed: what waits in a socket starts a failing daemon again
+    and again, until systemd has enough of both.
+    """
+    units = " ".join(f"rbee-{daemon}.{kind}" for daemon in daemons for kind in ("socket", "service"))
+    return f"systemctl reset-failed {units} && systemctl restart {units}"
+
+
 def _show(unit: str) -> dict[str, str]:
     wanted = "LoadState,ActiveState,UnitFileState,Result,StatusText"
     said = run(["systemctl", "show", f"--property={wanted}", unit]).out
@@ -94,7 +102,8 @@ def _unit(unit: str, package: str) -> Iterator[Finding]:
             yield warn("units", f"{unit} is active, not enabled: not so after a reboot", f"systemctl enable {unit}")
     elif state == "failed":
         why = facts.get("StatusText") or facts.get("Result", "")
-        yield fail("units", f"{unit} failed: {why}", f"systemctl status {unit}")
+        again = restart(unit.removeprefix("rbee-").partition(".")[0])
+        yield fail("units", f"{unit} failed: {why}", f"systemctl status {unit}; once the reason is mended, {again}")
     else:
         yield fail("units", f"{unit} is {state}", f"systemctl enable --now {unit}")
 
@@ -102,10 +111,7 @@ def _unit(unit: str, package: str) -> Iterator[Finding]:
 def configuration(paths: Paths) -> Iterator[Finding]:
     """What the daemons themselves say of their files, and of each worker's definition."""
     for daemon in DAEMONS:
-        # what waits in the socket starts a failing daemon again and again, until systemd has enough of both
-        units = f"rbee-{daemon}.socket rbee-{daemon}.service"
-        todo = f"mend it, then systemctl reset-failed {units} && systemctl restart {units}"
-        yield from _checked(f"{daemon}.yaml", [f"rbee-{daemon}", "--check-config"], todo)
+        yield from _checked(f"{daemon}.yaml", [f"rbee-{daemon}", "--check-config"], f"mend it, then {restart(daemon)}")
     found = {path.stem for folder in paths.definition_folders for path in folder.glob("*.yaml")}
     for worker in sorted(name for name in found if WORKER_ID.fullmatch(name)):
         argv = ["rbee-worker", "--id", worker, "--check-config"]
