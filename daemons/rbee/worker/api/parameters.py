@@ -34,8 +34,12 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "service_tier": ("auto", "default"),
 }
 """Values of OpenAI's parameters that ask for nothing: a client may spell them out."""
+LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
+"""OpenAI's parameters that tell a provider about the caller: no answer depends on them, and none is kept here."""
 
 
 async def read_parameters(request: web.Request, kind: type[T]) -> T:
@@ -59,7 +63,7 @@ async def read_parameters(request: web.Request, kind: type[T]) -> T:
 
 
 def _is_neutral(name: str, value: object) -> bool:
-    return any(value == neutral and type(value) is type(neutral) for neutral in NEUTRAL.get(name, ()))
+    return name in LABELS or any(value == neutral and type(value) is type(neutral) for neutral in NEUTRAL.get(name, ()))
 
 
 class SamplingBody(Protocol):
