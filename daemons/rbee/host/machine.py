@@ -42,9 +42,14 @@ def _existing(folder: Path) -> Path:
     return folder
 
 
+def has_gpu_driver() -> bool:
+    """Whether this machine shows the files of an NVIDIA driver."""
+    return any(path.exists() for path in DRIVER_PATHS)
+
+
 def gpu_list() -> tuple[list[GpuFacts], str]:
     """The GPUs that the driver shows and the driver's version; nothing on a machine without a driver. Blocks."""
-    if not any(path.exists() for path in DRIVER_PATHS):
+    if not has_gpu_driver():
         return [], ""
     # the binding of NVML takes 17 MB of memory: a machine without a driver does not pay for it
     from rbee.host import nvml

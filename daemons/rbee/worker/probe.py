@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
+from rbee.host.machine import has_gpu_driver
 from rbee.worker.engine.cuda_advice import advise
 
 CPU = "CPUExecutionProvider"
@@ -90,7 +91,7 @@ def main() -> None:
     ort.set_default_logger_severity(_FATAL)
     providers = {name: try_provider(name) for name in (CPU, CUDA)}
     if not providers[CUDA]["ok"]:
-        providers[CUDA]["advice"] = advise(providers[CUDA]["reason"]).sentence
+        providers[CUDA]["advice"] = advise(providers[CUDA]["reason"], driver=has_gpu_driver()).sentence
     answer = {"onnxruntime_version": ort.__version__, "providers": providers}
     sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
 

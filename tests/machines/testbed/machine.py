@@ -185,7 +185,8 @@ class Machine:
     def command(self, argv: Sequence[str | Path], user: str | None = None) -> list[str]:
         """The command line that the host uses to run argv on the machine, as root or as another user."""
         enter = ["nsenter", "-t", str(self.pid), "-a", "--wdns=/", "--"]
-        drop = ["setpriv", "--pdeathsig=KILL"]
+        # the clock is the host's: setting it here would set it for everybody
+        drop = ["setpriv", "--pdeathsig=KILL", "--bounding-set=-sys_time"]
         if user is not None:
             drop += [f"--reuid={user}", f"--regid={self._group_of(user)}", "--init-groups", "--inh-caps=-all"]
         return [*enter, *drop, "--", *map(str, argv)]

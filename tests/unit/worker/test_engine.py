@@ -337,11 +337,17 @@ def test_cuda_options_bound_the_arena() -> None:
     ],
 )
 def test_what_is_missing_is_named_with_its_package(message: str, library: str | None, package: str | None) -> None:
-    advice = advise(message)
+    advice = advise(message, driver=True)
     assert (advice.library, advice.package) == (library, package)
     assert "/opt" not in advice.sentence
     if library is not None:
         assert library in advice.sentence
+
+
+def test_without_a_driver_the_driver_is_named_before_the_library() -> None:
+    sentence = advise("libcublasLt.so.13: cannot open shared object file", driver=False).sentence
+    assert "install nvidia-driver first, then libcublas-13-0" in sentence
+    assert "nvidia-driver first" not in advise("CUDA failure 100: no CUDA-capable device", driver=False).sentence
 
 
 @pytest.mark.parametrize(

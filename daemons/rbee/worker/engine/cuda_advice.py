@@ -26,35 +26,46 @@ MOST_QUOTED = 400
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """``problem`` in the loader's words, ``library`` where one is missing, ``package`` that would bring it."""
+    """``problem`` in the loader's words, ``library`` where one is missing, ``package`` that would bring it.
+
+    ``driver`` is whether the machine has a driver: without one, a library alone would not help.
+    """
 
     problem: str
     library: str | None
     package: str | None
+    driver: bool = True
 
     @property
     def sentence(self) -> str:
         """The whole advice for a person."""
         what = f"{self.library} cannot be loaded" if self.library else self.problem
         todo = f"install {self.package}" if self.package else "run nvidia-smi to check driver and device"
+        if not self.driver and self.package != DRIVER_PACKAGE:
+            todo = (
+                f"this machine has no NVIDIA driver: install {DRIVER_PACKAGE} first, then {self.package or 'try again'}"
+            )
         return (
             f"backend cuda was asked for and the CUDA provider did not start: {what}; {todo}, "
             "or set `backend: cpu` in the worker's definition"
         )
 
 
-def advise(messages: str) -> Advice:
-    """Read ``messages`` (stderr and exception text of the attempt) and say what is missing."""
+def advise(messages: str, *, driver: bool) -> Advice:
+    """Read ``messages`` (stderr and exception text of the attempt) and say what is missing.
+
+    ``driver``: whether the machine has an NVIDIA driver.
+    """
     found = MISSING_LIBRARY.search(messages)
     if found is not None:
         library = found.group(1)
         package = next((name for prefix, name in PACKAGES if library.startswith(prefix)), None)
-        return Advice(found.group(0), library, package)
+        return Advice(found.group(0), library, package, driver)
     if NO_DRIVER.search(messages):
-        return Advice(f"no CUDA driver or device answers ({_last_line(messages)})", None, DRIVER_PACKAGE)
+        return Advice(f"no CUDA driver or device answers ({_last_line(messages)})", None, DRIVER_PACKAGE, driver)
     if BAD_DEVICE.search(messages):
-        return Advice("this machine has no CUDA device of that number", None, None)
-    return Advice(_last_line(messages) or "the runtime gave no reason", None, None)
+        return Advice("this machine has no CUDA device of that number", None, None, driver)
+    return Advice(_last_line(messages) or "the runtime gave no reason", None, None, driver)
 
 
 def _last_line(messages: str) -> str:

@@ -138,7 +138,10 @@ def _create_on_cuda(path: Path, spec: DeviceSpec) -> Session:
         if messages.text.strip():
             LOGGER.info("the runtime says: %s", messages.text.strip())
         return session
-    advice = advise(f"{messages.text}\n{failure}")
+    # the binding that tells of GPUs is needed here alone: no worker that starts pays for its import
+    from rbee.host.machine import has_gpu_driver
+
+    advice = advise(f"{messages.text}\n{failure}", driver=has_gpu_driver())
     raise ProviderUnavailable(
         advice.sentence,
         details={"backend": "cuda", "library": advice.library, "package": advice.package},
