@@ -23,6 +23,7 @@ MAX_BODY = 1 << 20
 CLIENT_STALL_S = 60.0
 _BACKLOG = 1024
 _KEEPALIVE_S = 75.0
+_ACCEPTED_S = 0.1
 _PROTOCOL_ERROR_AT = " - at `$."
 _MOST_NAMED = 100
 BODY_LIMIT_S = 60.0
@@ -222,5 +223,7 @@ class Server:
     async def close(self) -> None:
         """Stop accepting, give running handlers their grace, then cancel what is left."""
         self.stop_accepting()
+        # a connection that was accepted just now has its request on the way: closed as idle, that would be lost
+        await asyncio.sleep(_ACCEPTED_S)
         async with asyncio.timeout(self._grace_s + 5.0):
             await self._runner.cleanup()
