@@ -118,11 +118,11 @@ def ask_for_both(node: Machine, seen: dict[str, Any]) -> None:
     debs.use(node, "this")
 
 
-@then("apt refuses and names rbee-common of that version")
+@then("apt refuses: rbee-hive depends on rbee-common of its own version")
 def apt_refuses(seen: dict[str, Any]) -> None:
     done: Ran = seen["apt"]
     assert done.returncode != 0
-    assert re.search(rf"Depends: rbee-common \(= {NEXT}\S*\)", done.stdout), done.stdout + done.stderr
+    assert re.search(rf"rbee-hive : Depends: rbee-common \(= \S+\) but {NEXT}", done.stdout), done.stdout + done.stderr
 
 
 @when("rbee-worker is removed")

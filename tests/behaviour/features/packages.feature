@@ -37,7 +37,7 @@ Feature: The Debian packages and the command on a machine that apt has set up
   @ENGINE-07
   Scenario: A worker of another version than its hive is refused by apt
     When apt is asked for rbee-worker of a higher version beside rbee-hive of this one
-    Then apt refuses and names rbee-common of that version
+    Then apt refuses: rbee-hive depends on rbee-common of its own version
 
   @ENGINE-07
   Scenario: A machine without rbee-worker refuses to start one, with the apt command
