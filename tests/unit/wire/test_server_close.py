@@ -1,4 +1,4 @@
-"""A server that closes answers who has connected already: the next life has the listening socket, not the connection."""
+"""A closing server answers who has connected already: its next life gets the listening socket, not the connection."""
 
 import asyncio
 import socket
