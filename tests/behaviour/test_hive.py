@@ -152,7 +152,7 @@ def records(nest: House, tale: Tale, message: str, worker: str | None = None) ->
 
 def log_has(nest: House, tale: Tale, message: str, worker: str | None = None) -> list[dict[str, Any]]:
     """The same, awaited."""
-    found = until(lambda: records(nest, tale, message, worker), 10, every_s=0.2)
+    found = until(lambda: records(nest, tale, message, worker), 30, every_s=0.2)
     assert isinstance(found, list)
     return found
 

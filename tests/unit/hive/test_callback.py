@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -165,11 +166,12 @@ async def test_a_life_is_told_ready_once_while_newer_reports_come(bench: Bench) 
 
 
 async def test_progress_is_told_at_most_once_a_second(bench: Bench) -> None:
+    began = time.monotonic()
     for number in range(40):
         bench.callbacks.owe(report(number, LOADING, text=f"{number}/40"), Change.DETAIL)
         await asyncio.sleep(0.03)
     await bench.queen.until(lambda: bench.queen.seen[-1][1]["status_text"] == "39/40")
-    assert 2 <= len(bench.queen.seen) <= 3
+    assert 2 <= len(bench.queen.seen) <= time.monotonic() - began + 1
     assert set(bench.queen.paths()) == {"state"}
 
 

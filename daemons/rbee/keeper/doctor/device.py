@@ -88,9 +88,8 @@ def _providers(config_dir: Path, gpus: list[GpuFacts]) -> Iterator[Finding]:
 
 
 def _environment(config_dir: Path) -> dict[str, str]:
-    kept = {
-        name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES") if name in os.environ
-    }
+    names = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
     try:
         folder = load_config(WorkerYaml, config_dir / "worker.yaml", required=False).value.cuda_library_path
     except ConfigError:
