@@ -24,7 +24,7 @@ Feature: The Debian packages and the command on a machine that apt has set up
     Then rbee doctor exits 1 with these lines:
       | line                                                                   |
       | /etc/credstore/rbee.worker_api_token is missing                        |
-      | next: rbee credentials init, then restart the daemons                  |
+      | next: rbee credentials init, then systemctl reset-failed                |
       | rbee-hive.service is inactive                                          |
       | next: systemctl enable --now rbee-hive.service                         |
     And what was taken away is put back
