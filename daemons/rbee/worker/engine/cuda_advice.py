@@ -42,9 +42,8 @@ class Advice:
         what = f"{self.library} cannot be loaded" if self.library else self.problem
         todo = f"install {self.package}" if self.package else "run nvidia-smi to check driver and device"
         if not self.driver and self.package != DRIVER_PACKAGE:
-            todo = (
-                f"this machine has no NVIDIA driver: install {DRIVER_PACKAGE} first, then {self.package or 'try again'}"
-            )
+            then = self.package or "try again"
+            todo = f"install {DRIVER_PACKAGE} (this machine has no NVIDIA driver), then {then}"
         return (
             f"backend cuda was asked for and the CUDA provider did not start: {what}; {todo}, "
             "or set `backend: cpu` in the worker's definition"
