@@ -146,6 +146,8 @@ class Callbacks:
                 if self._owed.get(worker) is sent:
                     del self._owed[worker]
                 self._on_delivered(worker)
+                if worker in self._detail_due:
+                    return  # what came meanwhile is mere progress: its timer sends it
         finally:
             self._sending.discard(worker)
             self._idle.set()
