@@ -16,13 +16,13 @@ Feature: Deadlines
   Scenario: The queen sets the deadline of a request that has none
     Given a worker of the test's own that records what it is asked
     When a client asks for its model without a deadline
-    Then the worker got a deadline of the queen's own, her limit of 3 s after the request
+    Then the worker got a deadline of the queen's own, her limit of 20 s after the request
 
   @DEADLINE-07
   Scenario: A deadline later than the queen's own
     Given a worker of the test's own that records what it is asked
     When a client asks for its model with a deadline an hour away
-    Then the worker got a deadline of the queen's own, her limit of 3 s after the request
+    Then the worker got a deadline of the queen's own, her limit of 20 s after the request
     And the queen's log warns that the later one is ignored
 
   @DEADLINE-02 @DEADLINE-05 @DEADLINE-06
@@ -40,7 +40,7 @@ Feature: Deadlines
   @DEADLINE-03
   Scenario: A worker that is started for a request has the request's deadline
     Given the model's only worker is stopped
-    When a client asks for a long answer as a stream, with a deadline two seconds away
+    When a client asks for a long answer as a stream, with a deadline five seconds away
     Then the stream tells that the worker loads, and ends with one error event REQUEST_TIMEOUT with the deadline it gave
     And the worker stopped before the answer's end, freed its slot and logged the timeout
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rbee.keeper.demo import slow_talk
+from rbee.keeper.demo.build import DEMO_MODELS
 from tests.machines.testbed import cache, packages
 from tests.machines.testbed.errors import TestbedError
 from tests.machines.testbed.machine import Machine
@@ -98,7 +100,7 @@ def models() -> Path:
         (folder / MODELS).mkdir(parents=True)
         environment = {**os.environ, "PYTHONPATH": str(CHECKOUT / "daemons"), "ORT_DISABLE_TELEMETRY": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "rbee.keeper.demo.build", folder / MODELS],
+            [sys.executable, "-m", "rbee.keeper.demo.build", folder / MODELS, *DEMO_MODELS, slow_talk.NAME],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

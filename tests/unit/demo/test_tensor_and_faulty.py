@@ -8,8 +8,9 @@ import numpy as np
 import onnxruntime
 import pytest
 from tests.unit.demo import runtime
+from tokenizers import Tokenizer
 
-from rbee.keeper.demo import faulty, tensor
+from rbee.keeper.demo import decoder, faulty, slow_talk, talk_tokens, tensor
 
 
 def test_tensor_model_computes_both_outputs(models: dict[str, Path]) -> None:
@@ -49,3 +50,14 @@ def test_a_model_that_must_not_load_does_not(models: dict[str, Path], name: str,
     expected: Any = getattr(onnxruntime.capi.onnxruntime_pybind11_state, kind)
     with pytest.raises(expected):
         runtime.session(models[name])
+
+
+def test_slow_talk_says_the_same_and_takes_its_time(tmp_path: Path, models: dict[str, Path]) -> None:
+    slow_talk.build(tmp_path, 0.05)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    prompt = tokenizer.encode(talk_tokens.chat_prompt("what is rbee"), add_special_tokens=False).ids
+    quick, slow = runtime.session(models[decoder.NAME]), runtime.session(tmp_path)
+    started = perf_counter()
+    said = runtime.generate(slow, [prompt], 8, -1)
+    assert perf_counter() - started > 8 * 0.05 / 3
+    assert said == runtime.generate(quick, [prompt], 8, -1)

@@ -31,10 +31,12 @@ class Recipe:
 
 
 _FAULTY = ("faulty", "tensor", "graph")
+_TALK = ("decoder", "talk_weights", "talk_tokens", "corpus", "graph")
 RECIPES: dict[str, Recipe] = {
     "all-minilm-l6-v2": Recipe("minilm", "build", ("minilm", "graph")),
-    "bee-talk": Recipe("decoder", "build", ("decoder", "talk_weights", "talk_tokens", "corpus", "graph")),
+    "bee-talk": Recipe("decoder", "build", _TALK),
     "tiny-tensor": Recipe("tensor", "build", ("tensor", "graph")),
+    "faulty-slow-talk": Recipe("slow_talk", "build", ("slow_talk", "faulty", *_TALK)),
     "faulty-slow-load": Recipe("faulty", "build_slow_load", _FAULTY),
     "faulty-bad-index": Recipe("faulty", "build_bad_index", _FAULTY),
     "faulty-broken-file": Recipe("faulty", "build_broken_file", _FAULTY),

@@ -1,5 +1,6 @@
 """bee-talk, the talking demo model: a small decoder with a KV cache that answers questions about rbee exactly."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,19 @@ FEATURES = 4096
 """Width of the last layer: about 1.3 ms a token on a CPU core; more makes it slower, less than 1536 forgets."""
 
 
-def build(folder: Path, features: int = FEATURES) -> None:
+Burden = Callable[[Graph, str], str]
+
+
+def build(folder: Path, features: int = FEATURES, burden: Burden | None = None) -> None:
     """Write the model into the existing ``folder``: model.onnx, tokenizer and Hugging Face configuration files.
 
-    ``features`` is the width of the last layer: time and file size grow with it (8 to 9 kB a feature). Raises
-    InternalError where it is too narrow to know its corpus by heart.
+    ``features`` is the width of the last layer: time and file size grow with it (8 to 9 kB a feature). ``burden``
+    takes the graph and the last hidden state's name and returns the name to go on with. Raises InternalError where
+    ``features`` is too narrow to know the corpus by heart.
     """
     tokenizer = talk_tokens.train(TOPICS, [FALLBACK_ANSWER])
     weights = talk_weights.make(tokenizer, TOPICS, features, SEED)
-    decoder_graph(weights).write(folder / "model.onnx")
+    decoder_graph(weights, burden).write(folder / "model.onnx")
     tokenizer.save(str(folder / "tokenizer.json"))
     for name, content in side_files(tokenizer, features).items():
         (folder / name).write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
@@ -78,7 +83,7 @@ def side_files(tokenizer: Tokenizer, features: int) -> dict[str, dict[str, Any]]
     }
 
 
-def decoder_graph(weights: Weights) -> Graph:
+def decoder_graph(weights: Weights, burden: Burden | None = None) -> Graph:
     """The decoder in the layout of Hugging Face Optimum's exports.
 
     In: input_ids, position_ids int64 [batch, seq]; attention_mask int64 [batch, past + seq];
@@ -99,7 +104,8 @@ def decoder_graph(weights: Weights) -> Graph:
     for index, layer in enumerate(weights.layers):
         hidden, key, value = _attend(graph, index, layer, hidden, keep, cache[index])
         presents += [key, value]
-    logits = _read(graph, weights, _recall(graph, weights, hidden))
+    known = _recall(graph, weights, hidden)
+    logits = _read(graph, weights, known if burden is None else burden(graph, known))
     graph.output(logits, FLOAT, ("batch", "seq", weights.readout.shape[1]))
     for name in presents:
         graph.output(name, FLOAT, ("batch", HEADS, "total", HEAD_DIM))

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,15 +38,20 @@ def build_slow_load(folder: Path, seconds: float = DEFAULT_LOAD_SECONDS) -> None
     _slow_graph(max(1, round(seconds * _TRIAL / _load(path)))).write(path)
 
 
-def _load(path: Path) -> float:
+def session(path: Path) -> Any:  # noqa: ANN401 - the runtime has no types
+    """A session of the model at ``path`` on one thread."""
     # The runtime reads this once, when it is first imported: it would call home otherwise.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _load(path: Path) -> float:
     started = perf_counter()
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session(path)
     return perf_counter() - started
 
 
