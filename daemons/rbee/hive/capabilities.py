@@ -1,33 +1,18 @@
 """Which backends really start on this machine: a session is tried on each, in a process of its own."""
 
 import asyncio
-import os
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
 from rbee import __version__
+from rbee.host.probe import CPU, CUDA, ProbeResult, ProviderResult, probe_command, probe_environment
 from rbee.wire.errors import ConnectionTimeout, ProtocolError, ProviderUnavailable
 from rbee.wire.messages import GpuFacts
 
 PROBE_LIMIT_S = 60.0
-PROBE_COMMAND = (sys.executable, "-m", "rbee.worker.probe")
-_BACKENDS = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
-
-
-class ProviderResult(msgspec.Struct, frozen=True):
-    """Whether a session started on a provider; the loader's own words where it did not."""
-
-    ok: bool
-    reason: str = ""
-
-
-class ProbeResult(msgspec.Struct, frozen=True):
-    """What the probe prints."""
-
-    onnxruntime_version: str
-    providers: dict[str, ProviderResult]
+_BACKENDS = {CPU: "cpu", CUDA: "cuda"}
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -45,8 +30,8 @@ class Capabilities(msgspec.Struct, frozen=True):
 class Probe:
     """Runs the probe once and keeps its answer; concurrent callers share one run."""
 
-    def __init__(self, command: Sequence[str] = PROBE_COMMAND) -> None:
-        self._command = command
+    def __init__(self, config_dir: Path) -> None:
+        self._config_dir = config_dir
         self._lock = asyncio.Lock()
         self._result: ProbeResult | None = None
         self._at = 0.0
@@ -55,20 +40,16 @@ class Probe:
         """The probe's answer and when it was taken; raises ProviderUnavailable, ConnectionTimeout, ProtocolError."""
         async with self._lock:
             if self._result is None or again:
-                self._result = await _run(self._command)
+                environment = await asyncio.to_thread(probe_environment, self._config_dir)
+                self._result = await _run(probe_command(), environment)
                 self._at = now
             return self._result, self._at
 
 
-async def _run(command: Sequence[str]) -> ProbeResult:
-    kept = {
-        name: os.environ[name]
-        for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
-        if name in os.environ
-    }
+async def _run(command: Sequence[str], environment: dict[str, str]) -> ProbeResult:
     process = await asyncio.create_subprocess_exec(
         *command,
-        env={**kept, "ORT_DISABLE_TELEMETRY": "1"},
+        env=environment,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -90,7 +90,7 @@ class HiveDaemon:
             idle_default_s=lambda: self._config.idle_limit_s,
         )
         self._control = Control(config, self._table, self._units, self._definitions, self._health)
-        self._api = HiveApi(config, self._table, self._control, self._logs, Probe(), self.health)
+        self._api = HiveApi(config, self._table, self._control, self._logs, Probe(config.paths.config_dir), self.health)
         app = build_app(
             verifier=self._verifier,
             admins=PeerAdmins(frozenset(config.admin_users)),

@@ -1,42 +1,16 @@
 """GPU, driver and CUDA libraries: what ONNX Runtime can really start a session on."""
 
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from rbee.host.config import load_config
 from rbee.host.machine import gpu_list
+from rbee.host.probe import CPU, CUDA, ProbeResult, ProviderResult, probe_command, probe_environment
 from rbee.keeper.doctor.finding import Finding, fail, ok, run, warn
-from rbee.wire.errors import ConfigError
 from rbee.wire.messages import GpuFacts
 
-PROBE = (sys.executable, "-m", "rbee.worker.probe")
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _NVIDIA, _DISPLAY = "0x10de", ("0x0300", "0x0302")
-
-
-class Provider(msgspec.Struct, frozen=True):
-    """Whether a session started, the loader's words where it did not, and what would help."""
-
-    ok: bool
-    reason: str = ""
-    advice: str = ""
-
-
-class Probed(msgspec.Struct, frozen=True):
-    """What the worker's probe prints."""
-
-    onnxruntime_version: str
-    providers: dict[str, Provider]
-
-
-class WorkerYaml(msgspec.Struct, frozen=True):
-    """What the doctor needs of worker.yaml."""
-
-    cuda_library_path: str | None = None
 
 
 def device(config_dir: Path, pci: Path = Path("/sys/bus/pci/devices")) -> Iterator[Finding]:
@@ -64,17 +38,17 @@ def _has_card(pci: Path) -> bool:
 
 
 def _providers(config_dir: Path, gpus: list[GpuFacts]) -> Iterator[Finding]:
-    done = run(PROBE, _environment(config_dir))
+    done = run(probe_command(), probe_environment(config_dir))
     last = done.err.strip().rpartition("\n")[2]
     if done.code != 0:
         yield warn("runtime", f"ONNX Runtime cannot be probed: {last}", "apt install rbee-worker")
         return
     try:
-        probed = msgspec.json.decode(done.out.encode(), type=Probed)
+        probed = msgspec.json.decode(done.out.encode(), type=ProbeResult)
     except msgspec.MsgspecError as error:
         yield fail("runtime", f"the probe's answer has another shape: {error}", "apt install --reinstall rbee-worker")
         return
-    cpu, cuda = probed.providers.get(CPU, Provider(False)), probed.providers.get(CUDA, Provider(False))
+    cpu, cuda = probed.providers.get(CPU, ProviderResult(False)), probed.providers.get(CUDA, ProviderResult(False))
     version = probed.onnxruntime_version
     if cpu.ok:
         yield ok("runtime", f"ONNX Runtime {version} runs on the CPU")
@@ -85,15 +59,3 @@ def _providers(config_dir: Path, gpus: list[GpuFacts]) -> Iterator[Finding]:
     elif gpus:
         advice = cuda.advice or "see CUDA in rbee-worker.yaml(5)"
         yield fail("cuda", f"no session on the GPU: {cuda.reason}", advice)
-
-
-def _environment(config_dir: Path) -> dict[str, str]:
-    names = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
-    kept = {name: os.environ[name] for name in names if name in os.environ}
-    try:
-        folder = load_config(WorkerYaml, config_dir / "worker.yaml", required=False).value.cuda_library_path
-    except ConfigError:
-        folder = None  # the configuration's own check has said so
-    if folder:
-        kept["LD_LIBRARY_PATH"] = ":".join([folder, *filter(None, [kept.get("LD_LIBRARY_PATH")])])
-    return {**kept, "ORT_DISABLE_TELEMETRY": "1"}
