@@ -13,7 +13,7 @@ from rbee.hive.health import HealthChecks
 from rbee.hive.report import Worker
 from rbee.hive.workers import WorkerTable
 from rbee.host.addresses import answers_here
-from rbee.host.machine import gpu_list
+from rbee.host.machine import DRIVER_ADVICE, gpu_list
 from rbee.host.units.facts import UnitFacts, UnitSupervisor
 from rbee.wire.errors import (
     BackendUnavailable,
@@ -313,7 +313,7 @@ def _check_device(backend: Backend, device: int) -> None:
         gpus, _ = gpu_list()
         if not gpus:
             raise BackendUnavailable(
-                "cuda is asked for and this machine has no NVIDIA driver or GPU: install the package nvidia-driver, "
+                f"cuda is asked for and this machine has no NVIDIA driver or GPU: install {DRIVER_ADVICE}, "
                 "or use the backend cpu",
                 details={"field": "backend", "available": [Backend.CPU.value]},
             )

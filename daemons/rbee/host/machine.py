@@ -7,6 +7,11 @@ from pathlib import Path
 
 from rbee.wire.messages import GpuFacts, MachineFacts
 
+# CUDA 13, which ONNX Runtime is built for, wants a driver from this series on. Debian's own package nvidia-driver is
+# older (535 in Debian 12, 550 in 13); this one is of NVIDIA's apt source and serves every GPU that CUDA 13 supports.
+OLDEST_DRIVER = 580
+DRIVER_PACKAGE = "nvidia-open"
+DRIVER_ADVICE = f"{DRIVER_PACKAGE} from NVIDIA's apt source (driver {OLDEST_DRIVER} or later)"
 DRIVER_PATHS = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
 
 
@@ -45,6 +50,12 @@ def _existing(folder: Path) -> Path:
 def has_gpu_driver() -> bool:
     """Whether this machine shows the files of an NVIDIA driver."""
     return any(path.exists() for path in DRIVER_PATHS)
+
+
+def driver_is_too_old(version: str) -> bool:
+    """Whether a driver's version, such as 550.163.01, is below what CUDA 13 needs; an unknown one is not."""
+    series = version.partition(".")[0]
+    return series.isdigit() and int(series) < OLDEST_DRIVER
 
 
 def gpu_list() -> tuple[list[GpuFacts], str]:

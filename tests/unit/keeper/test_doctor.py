@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rbee import __version__
+from rbee.host.machine import DRIVER_ADVICE, driver_is_too_old
 from rbee.host.paths import Paths
 from rbee.keeper.commands.credentials import FILES, make_token
 from rbee.keeper.doctor import device, house, paths
@@ -75,8 +76,14 @@ def test_a_card_without_a_driver_is_seen(tmp_path: Path) -> None:
     (card / "class").write_text("0x030200\n")
     found = list(device.device(tmp_path, pci=tmp_path))
     if found[0].level is not Level.OK:  # a machine with a driver shows its GPUs instead
-        assert (found[0].level, found[0].todo) == (Level.FAIL, "apt install nvidia-driver")
+        assert (found[0].level, found[0].todo) == (Level.FAIL, f"install {DRIVER_ADVICE}")
     assert any(finding.subject == "runtime" and finding.level is Level.OK for finding in found)
+
+
+def test_a_driver_of_debians_own_is_too_old_for_cuda_13() -> None:
+    assert [driver_is_too_old(version) for version in ("535.261.03", "550.163.01", "580.65.06", "615.71", "")] == [
+        *(True, True, False, False, False)
+    ]
 
 
 def test_a_program_that_is_missing_or_fails_never_raises() -> None:

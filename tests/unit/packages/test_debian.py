@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import rbee
+from rbee.host.machine import DRIVER_PACKAGE, OLDEST_DRIVER
 from rbee.keeper.commands.credentials import FILES
+from rbee.worker.engine.cuda_advice import PACKAGES
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 DEBIAN = CHECKOUT / "packaging/debian"
@@ -55,3 +57,18 @@ def test_a_purge_removes_the_tokens_that_an_installation_makes() -> None:
     purge = (DEBIAN / "rbee-common.postrm").read_text()
     assert [name for name in FILES if name not in purge] == []
     assert len(re.findall(r"rbee[-.]\S*_token", purge)) == len(FILES)
+
+
+def test_the_cuda_packages_that_an_advice_names_are_those_that_the_package_and_the_man_page_name() -> None:
+    control = (DEBIAN / "control").read_text()
+    page = (CHECKOUT / "docs/man/rbee-worker.yaml.5").read_text()
+    needed = ("libcublas", "libcudnn", "libcudart", "libcufft", "libcurand", "libnvrtc")
+    advised = {package for prefix, package in PACKAGES if prefix in needed}
+    assert len(advised) == len(needed)
+    (recommends,) = re.findall(r"^Recommends: (cuda-.*?)^\S", control, re.M | re.S)
+    firsts = {entry.split("|")[0].strip() for entry in recommends.split(",")}
+    assert advised == firsts - {"rbee-hive"}
+    (line,) = re.findall(r"^apt install (cuda-.*?)\n\.Ed", page, re.M | re.S)
+    assert advised == set(line.replace("\\e", "").split())
+    assert f"apt install {DRIVER_PACKAGE}" in page
+    assert f"driver {OLDEST_DRIVER} or later" in page

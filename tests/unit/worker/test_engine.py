@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 from tests.unit.worker import graphs
 
+from rbee.host.machine import DRIVER_ADVICE
 from rbee.wire.errors import ConfigError, InvalidRequest
 from rbee.wire.worker_spec import Backend
 from rbee.worker.engine.cuda_advice import advise
@@ -329,10 +330,10 @@ def test_cuda_options_bound_the_arena() -> None:
             "Failed to load library /opt/x/libonnxruntime_providers_cuda.so with error: libcublasLt.so.13: cannot open "
             "shared object file: No such file or directory",
             "libcublasLt.so.13",
-            "libcublas-13-0",
+            "libcublas-13-1",
         ),
         ("libcudnn.so.9: cannot open shared object file", "libcudnn.so.9", "libcudnn9-cuda-13"),
-        ("[E:onnxruntime] CUDA failure 35: CUDA driver version is insufficient", None, "nvidia-driver"),
+        ("[E:onnxruntime] CUDA failure 35: CUDA driver version is insufficient", None, DRIVER_ADVICE),
         ("CUDA failure 101: invalid device ordinal", None, None),
     ],
 )
@@ -346,8 +347,11 @@ def test_what_is_missing_is_named_with_its_package(message: str, library: str | 
 
 def test_without_a_driver_the_driver_is_named_before_the_library() -> None:
     sentence = advise("libcublasLt.so.13: cannot open shared object file", driver=False).sentence
-    assert "install nvidia-driver (this machine has no NVIDIA driver), then libcublas-13-0" in sentence
-    assert "no NVIDIA driver)" not in advise("CUDA failure 100: no CUDA-capable device", driver=False).sentence
+    assert f"install {DRIVER_ADVICE}: this machine has no NVIDIA driver; then libcublas-13-1" in sentence
+    old = "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"
+    assert "the NVIDIA driver is too old for CUDA 13" in advise(old, driver=True).sentence
+    assert "too old" not in advise(old, driver=False).sentence
+    assert "has no NVIDIA driver" not in advise("CUDA failure 100: no CUDA-capable device", driver=False).sentence
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from rbee.host.machine import gpu_list
+from rbee.host.machine import DRIVER_ADVICE, OLDEST_DRIVER, driver_is_too_old, gpu_list
 from rbee.host.probe import CPU, CUDA, ProbeResult, ProviderResult, probe_command, probe_environment
 from rbee.keeper.doctor.finding import Finding, fail, ok, run, warn
 from rbee.wire.messages import GpuFacts
@@ -19,8 +19,12 @@ def device(config_dir: Path, pci: Path = Path("/sys/bus/pci/devices")) -> Iterat
     for gpu in gpus:
         total = gpu.memory_total_bytes >> 20
         yield ok("driver", f"GPU {gpu.index}: {gpu.name}, {total} MiB, driver {driver}")
+    if driver_is_too_old(driver):
+        yield fail(
+            "driver", f"driver {driver} is older than CUDA 13 needs, {OLDEST_DRIVER}", f"install {DRIVER_ADVICE}"
+        )
     if not gpus and _has_card(pci):
-        yield fail("driver", "an NVIDIA GPU is in this machine and no driver answers", "apt install nvidia-driver")
+        yield fail("driver", "an NVIDIA GPU is in this machine and no driver answers", f"install {DRIVER_ADVICE}")
     elif not gpus:
         yield ok("driver", "no NVIDIA GPU: workers run on the CPU")
     yield from _providers(config_dir, gpus)
