@@ -71,19 +71,19 @@ def _generator(
     from rbee.worker.engine.decoder import Decoder, device_name, read_layout
     from rbee.worker.engine.generate import SequentialGenerator
     from rbee.worker.engine.sampling import default_sampling
+    from rbee.worker.engine.text_model import TextModel
     from rbee.worker.engine.tokenise import load_tokenizer
 
     spec = definition.spec
     tokenizer, _ = load_tokenizer(folder.path)
     template = ChatTemplate(facts.chat_template, special_tokens(folder.facts)) if facts.chat_template else None
-    decoder = Decoder(session, read_layout(folder.facts), device_name(spec.backend), spec.device)
     lengths = [length for length in (facts.context_length, spec.max_context) if length is not None]
-    return SequentialGenerator(
-        decoder,
+    text = TextModel(
         tokenizer,
-        runner,
         eos_ids=facts.eos_ids,
         context_length=min(lengths) if lengths else None,
         template=template,
         sampling=default_sampling(folder.facts.config("generation_config.json")),
     )
+    decoder = Decoder(session, read_layout(folder.facts), device_name(spec.backend), spec.device)
+    return SequentialGenerator(decoder, text, runner)

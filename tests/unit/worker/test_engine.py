@@ -27,6 +27,7 @@ from rbee.worker.engine.runtime import thread_count
 from rbee.worker.engine.sampling import SamplingParams, default_sampling
 from rbee.worker.engine.sessions import DeviceSpec, Runner, create_session, cuda_options, run_session
 from rbee.worker.engine.tensor import NamedTensor, TensorModel, to_array
+from rbee.worker.engine.text_model import TextModel
 from rbee.worker.engine.tokenise import length_rule, load_tokenizer
 
 CPU = DeviceSpec(Backend.CPU, threads=1)
@@ -46,15 +47,8 @@ def generator(models: Path, runner: Runner) -> SequentialGenerator:
     facts = recognise(folder.facts)
     decoder = Decoder(create_session(folder.model_file, CPU), read_layout(folder.facts), "cpu", 0)
     tokenizer, _ = load_tokenizer(folder.path)
-    return SequentialGenerator(
-        decoder,
-        tokenizer,
-        runner,
-        eos_ids=facts.eos_ids,
-        context_length=facts.context_length,
-        template=None,
-        sampling=SamplingParams(),
-    )
+    text = TextModel(tokenizer, eos_ids=facts.eos_ids, context_length=facts.context_length)
+    return SequentialGenerator(decoder, text, runner)
 
 
 async def text_of(generator: SequentialGenerator, request: GenerateRequest) -> tuple[str, Finished]:
@@ -86,7 +80,7 @@ async def test_a_prompt_longer_than_a_chunk_is_read_whole(models: Path, monkeypa
 
 
 async def test_greedy_text_is_the_models_own_and_ends_where_it_ends(generator: SequentialGenerator) -> None:
-    prompt = await generator.encode("<|user|>\nWhat is a hive?<|end|>\n<|assistant|>\n")
+    prompt = generator.text.encode("<|user|>\nWhat is a hive?<|end|>\n<|assistant|>\n")
     text, finished = await text_of(generator, GenerateRequest(prompt, 200, GREEDY))
     assert text.startswith("The hive reports the facts of its machine and does what the queen tells it.")
     assert finished.reason is FinishReason.STOP
@@ -96,14 +90,14 @@ async def test_greedy_text_is_the_models_own_and_ends_where_it_ends(generator: S
 
 
 async def test_a_stop_string_ends_the_text_before_it(generator: SequentialGenerator) -> None:
-    prompt = await generator.encode("What is a hive?")
+    prompt = generator.text.encode("What is a hive?")
     text, finished = await text_of(generator, GenerateRequest(prompt, 100, GREEDY, (" machine and",)))
     assert text == "The hive reports the facts of its"
     assert finished.reason is FinishReason.STOP
 
 
 async def test_a_seed_repeats_and_texts_may_run_side_by_side(generator: SequentialGenerator) -> None:
-    prompt = await generator.encode("What is a hive?")
+    prompt = generator.text.encode("What is a hive?")
     wild = [SamplingParams(temperature=8.0, seed=seed) for seed in (1, 1, 2)]
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(text_of(generator, GenerateRequest(prompt, 20, params))) for params in wild]
@@ -119,9 +113,9 @@ async def test_prompts_that_cannot_be_read_are_refused(generator: SequentialGene
         ([5] * 5000, "the model's context is"),
     ):
         with pytest.raises(InvalidRequest, match=sentence):
-            await generator.encode(prompt)
+            generator.text.encode(prompt)
     with pytest.raises(InvalidRequest, match="no chat template"):
-        await generator.encode_messages([{"role": "user", "content": "hi"}])
+        generator.text.encode_messages([{"role": "user", "content": "hi"}])
 
 
 async def test_a_cancelled_step_ends_soon_and_its_age_is_known(tmp_path: Path, runner: Runner) -> None:

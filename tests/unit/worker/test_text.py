@@ -1,9 +1,8 @@
-"""Sampling, detokenising and stop strings: pure decisions."""
+"""Detokenising, stop strings and chat templates: pure decisions."""
 
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,9 +11,6 @@ from rbee.wire.errors import ConfigError, InvalidRequest
 from rbee.worker.engine import template_limits
 from rbee.worker.engine.chat import ChatTemplate
 from rbee.worker.engine.detokenise import Detokeniser, StopStrings
-from rbee.worker.engine.sampling import Sampler, SamplingParams, distribution
-
-SCORES = np.array([1.0, 3.0, 2.0, -1.0, 2.5], np.float32)
 
 
 def decode_bytes(ids: Sequence[int]) -> str:
@@ -59,34 +55,6 @@ def test_stop_strings_cut_as_a_search_of_the_whole_text_would(pieces: list[str],
         assert whole.startswith(out)
     else:
         assert out == whole
-
-
-def test_temperature_zero_is_greedy() -> None:
-    assert Sampler(SamplingParams(temperature=0.0)).choose(SCORES) == 1
-
-
-def test_a_seed_gives_the_same_choices() -> None:
-    params = SamplingParams(temperature=5.0, seed=42)
-    first, second = Sampler(params), Sampler(params)
-    drawn = [first.choose(SCORES) for _ in range(50)]
-    assert drawn == [second.choose(SCORES) for _ in range(50)]
-    assert len(set(drawn)) > 1
-
-
-def test_top_k_and_top_p_leave_out_the_rest() -> None:
-    assert np.flatnonzero(distribution(SCORES, SamplingParams(top_k=2))).tolist() == [1, 4]
-    plain = distribution(SCORES, SamplingParams())
-    assert np.allclose(plain, np.exp(SCORES) / np.exp(SCORES).sum())
-    order = np.argsort(-plain)
-    kept = distribution(SCORES, SamplingParams(top_p=float(plain[order[:2]].sum()) - 1e-6))
-    assert np.flatnonzero(kept).tolist() == [1, 4]
-    assert np.flatnonzero(distribution(SCORES, SamplingParams(top_p=1e-9))).tolist() == [1]
-
-
-def test_draws_follow_the_distribution() -> None:
-    sampler = Sampler(SamplingParams(temperature=1.0, seed=1))
-    counts = np.bincount([sampler.choose(SCORES) for _ in range(4000)], minlength=5) / 4000
-    assert np.abs(counts - distribution(SCORES, SamplingParams())).max() < 0.03
 
 
 def test_a_chat_template_renders_and_its_refusal_is_the_callers_error() -> None:

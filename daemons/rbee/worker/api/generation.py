@@ -120,14 +120,15 @@ def generator_of(service: WorkerService) -> Generator:
 
 
 async def _encode(generator: Generator, prompt: Prompt) -> tuple[int, ...]:
-    if prompt.messages is not None:
-        return await generator.encode_messages(prompt.messages)
-    return await generator.encode(prompt.text or "")
+    messages = prompt.messages
+    if messages is not None:
+        return await generator.prepare(lambda text: text.encode_messages(messages))
+    return await generator.prepare(lambda text: text.encode(prompt.text or ""))
 
 
 def _most(generator: Generator, tokens: Sequence[int], asked: int | None) -> int:
     """Tokens that may be generated: what was asked, within what the context leaves."""
-    left = generator.context_length - len(tokens)
+    left = generator.text.context_length - len(tokens)
     return left if asked is None else min(asked, left)
 
 

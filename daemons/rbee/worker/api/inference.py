@@ -53,7 +53,7 @@ class InferenceRoutes:
         generator = generator_of(self._service)
         body = await read_parameters(request, InferenceBody)
         self._service.check_model(body.model)
-        wanted = _wanted(body, generator.default_sampling)
+        wanted = _wanted(body, generator.text.sampling)
         if not body.stream:
             return await self._whole(request, wanted)
         return await self._streamed(request, wanted)

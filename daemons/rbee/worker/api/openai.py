@@ -172,7 +172,7 @@ class OpenAiRoutes:
         self._service.check_model(body.model)
         if body.stream_options is not None and not body.stream:
             raise InvalidRequest("stream_options goes with stream: true only", param="stream_options")
-        sampling = sampling_of(body, generator_of(self._service).default_sampling)
+        sampling = sampling_of(body, generator_of(self._service).text.sampling)
         wanted = Wanted(prompt, limit, sampling, stops_of(body.stop))
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
