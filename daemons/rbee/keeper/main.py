@@ -21,6 +21,7 @@ COMMANDS = {
     "chat": "Talk with a chat model, one message or a conversation.",
     "embed": "Turn texts into vectors.",
     "task": "Cancel a task.",
+    "why": "Tell what became of a request, or why a worker gets none.",
     "hive": "Check a machine's hive.",
     "doctor": "Check this machine: what it lacks, and what to do.",
     "credentials": "Make and rotate the tokens of this machine.",

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from rbee.queen.aliases import Aliases
 from rbee.wire.deadline import DEADLINE_HEADER, Deadline, parse_deadline
-from rbee.wire.http.server import decode_body
+from rbee.wire.http.server import decode_body, read_body
 from rbee.wire.names import model_name
 
 _PASSED_ON = ("Content-Type", "Accept", "Inference-Header-Content-Length")
@@ -35,13 +35,17 @@ class Ask:
     patient: bool
 
 
-async def read_ask(request: web.Request, aliases: Aliases, model: str | None = None, *, streams: bool = False) -> Ask:
-    """Read a request whose body names its model, or whose path does (``model``); raises InvalidRequest.
+async def read_ask(
+    request: web.Request, aliases: Aliases, most: int, model: str | None = None, *, streams: bool = False
+) -> Ask:
+    """Read a request whose body names its model, or whose path does (``model``).
 
-    ``streams`` is what holds when the body does not say whether to stream.
+    ``most`` bytes may come, and ``streams`` is what holds when the body does not say whether to stream. Raises
+    InvalidRequest, PayloadTooLarge, RequestTimeout (the body did not come).
     """
     deadline = request.headers.get(DEADLINE_HEADER)
-    body = await request.read()
+    body = await read_body(request.clone(client_max_size=most))
+    # the decoder skips what it is not asked for at gigabytes a second: no scan of our own would stop early enough
     head = Head(model) if model is not None else decode_body(body, Head)
     asked = model_name(head.model)
     return Ask(

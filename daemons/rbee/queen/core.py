@@ -16,6 +16,7 @@ from rbee.queen.config import QueenConfig, RequestLimits
 from rbee.queen.database import HiveRow
 from rbee.queen.dispatch import Dispatcher, SendLimits
 from rbee.queen.events import EventHub
+from rbee.queen.explain import Recent
 from rbee.queen.fallback import Fallback
 from rbee.queen.hive_client import HiveClient
 from rbee.queen.metrics import QueenMetrics
@@ -75,6 +76,7 @@ class Core:
         self.metrics = QueenMetrics()
         self.owner = TaskOwner(of_requests=True)
         self.hub = EventHub()
+        self.recent = Recent()
         self.registry = Registry(_silence(config))
         self.admission = Admission(self.registry, _wait_limits(config.requests), self.metrics)
         self.sessions = Sessions(self.registry)

@@ -18,6 +18,7 @@ from rbee.queen.config import QueenConfig, check_public_url
 from rbee.queen.core import Core, OutgoingTokens, states
 from rbee.queen.hive_routes import HiveRoutes
 from rbee.queen.inference_routes import OPENAI_ROUTES, InferenceRoutes
+from rbee.queen.reply import name_times
 from rbee.queen.status_routes import StatusRoutes, problems
 from rbee.queen.worker_routes import WorkerRoutes
 from rbee.wire.auth import Role, Secret, TokenVerifier
@@ -128,9 +129,9 @@ def make_app(core: Core, verifier: TokenVerifier, admins: PeerAdmins) -> web.App
         verifier=verifier,
         admins=admins,
         metrics=core.metrics.http,
-        max_body=core.config.requests.max_body_mb << 20,
         openai_prefixes=(*OPENAI_ROUTES, "/v1/models"),
     )
+    app.on_response_prepare.append(name_times)
     app.router.add_get("/metrics", metrics_handler(core.metrics.registry))
     HiveRoutes(core).add_to(app)
     WorkerRoutes(core).add_to(app)

@@ -15,6 +15,7 @@ import msgspec
 
 from rbee.queen import relay
 from rbee.queen.admission import Admission, Lease, News, Want
+from rbee.queen.explain import Trail, What
 from rbee.queen.registry import Registry, Worker
 from rbee.queen.relay import Patience
 from rbee.wire.auth import Secret
@@ -48,6 +49,7 @@ class Call:
     body: bytes
     headers: Mapping[str, str]
     stream: bool
+    trail: Trail
     deadline: Deadline | None = None
     patient: bool = True
     news: News | None = None
@@ -152,7 +154,9 @@ class Dispatcher:
         began = time.monotonic()
         problem: RbeeError | None = None
         for number in range(1, TRIES + 1):
+            call.trail.waits()
             lease = await self.admission.acquire(want)
+            call.trail.placed(lease.worker, self._registry.serving(call.model))
             queue_ms = (time.monotonic() - began) * 1000
             kept = False
             try:
@@ -162,15 +166,19 @@ class Dispatcher:
                     return answer
                 problem = self._elsewhere(answer, lease.worker)
                 if problem is None:
+                    call.trail.answers(answer.status)
                     return answer
+                call.trail.turned_away(What.REFUSED, problem.message, answer.status)
             except (aiohttp.ClientError, ConnectionError) as error:
                 late = number == 1 and isinstance(error, aiohttp.ServerDisconnectedError)
                 problem = self._unreachable(lease.worker, error, doubt=not late)
+                call.trail.turned_away(What.UNREACHABLE, type(error).__name__)
             finally:
                 if not kept:
                     lease.release()
             log(LOGGER, logging.WARNING, "placing anew", worker=str(lease.worker.key), code=problem.code, tries=number)
             want.again = True
+            call.trail.waits()
             if isinstance(problem, AllSlotsBusy) and number < TRIES:
                 await self._beside(want, lease.worker, number)
         raise problem or WorkerUnreachable("no worker answered")
@@ -201,7 +209,9 @@ class Dispatcher:
                     refused = await _refusal(response, worker)
                     response.close()
                     return refused
-                return Upstream(lease, response, await response.content.readany(), queue_ms, patience)
+                first = await response.content.readany()
+                call.trail.answers(response.status)
+                return Upstream(lease, response, first, queue_ms, patience)
         except BaseException as error:
             if response is not None:
                 response.close()

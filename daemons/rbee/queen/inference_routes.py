@@ -2,7 +2,8 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from urllib.parse import quote
 
 import msgspec
@@ -13,7 +14,7 @@ from rbee.queen.core import Core
 from rbee.queen.dispatch import REQUEST_ID_HEADER, Call, Refused
 from rbee.queen.passage import Account, accounted, carry
 from rbee.queen.registry import Worker
-from rbee.queen.reply import Reply, Sink, refused
+from rbee.queen.reply import TRAIL, Reply, Sink, refused
 from rbee.queen.stories import OpenAiStory, Story, TypedStory
 from rbee.queen.tasks import Task, TaskState
 from rbee.wire import context
@@ -22,7 +23,9 @@ from rbee.wire.http.server import SseStream, json_response
 from rbee.wire.names import request_id as valid_request_id
 from rbee.wire.sse import CONTENT_TYPE
 
-OPENAI_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+OPENAI_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank")
+INFER_ROUTE = "/v2/models/{model:.+}/infer"
+VERSIONED_INFER_ROUTE = "/v2/models/{model:.+}/versions/{version}/infer"
 TYPED_ROUTE = "/v1/inference"
 COMMENT_S = 15.0
 
@@ -49,7 +52,8 @@ class InferenceRoutes:
         """Add the routes."""
         for path in OPENAI_ROUTES:
             app.router.add_post(path, self.openai)
-        app.router.add_post("/v2/models/{model:.+}/infer", self.infer)
+        app.router.add_post(VERSIONED_INFER_ROUTE, self.infer)
+        app.router.add_post(INFER_ROUTE, self.infer)
         app.router.add_post(TYPED_ROUTE, self.typed)
         app.router.add_delete(TYPED_ROUTE + "/{request_id}", self.cancel_typed)
         app.router.add_post("/v2/tasks", self.start_task)
@@ -60,25 +64,41 @@ class InferenceRoutes:
     async def openai(self, request: web.Request) -> web.StreamResponse:
         """OpenAI's routes, as bytes to a worker and back; a stream that waits over 5 s is held open by comments."""
         path = request.path
-        with accounted(self._core.metrics, path) as account:
-            ask = await read_ask(request, self._core.aliases)
-            return await self._answer(request, _call(ask, lambda worker: path), OpenAiStory(), account)
+        with self._accounted(request, path) as account:
+            ask = await self._read(request, account)
+            return await self._answer(request, _call(ask, account, lambda worker: path), OpenAiStory(), account)
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
-        """POST /v2/models/M/infer of the Open Inference Protocol."""
-        with accounted(self._core.metrics, "/v2/models/{model}/infer") as account:
-            ask = await read_ask(request, self._core.aliases, request.match_info["model"])
-            call = _call(ask, lambda worker: f"/v2/models/{quote(worker.report.model or ask.asked, safe='')}/infer")
+        """POST /v2/models/M/infer of the Open Inference Protocol, JSON or binary tensors as they come."""
+        with self._accounted(request, "/v2/models/{model}/infer") as account:
+            only_version(request)
+            ask = await self._read(request, account, request.match_info["model"])
+            call = _call(ask, account, lambda worker: f"{model_path(worker, ask.asked)}/infer")
             return await self._answer(request, call, OpenAiStory(), account)
 
     async def typed(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/inference: typed events from queued to exactly one end or error."""
-        with accounted(self._core.metrics, TYPED_ROUTE) as account:
-            ask = await read_ask(request, self._core.aliases, streams=True)
+        with self._accounted(request, TYPED_ROUTE) as account:
+            ask = await self._read(request, account, streams=True)
             request_id = self._request_id(request)
-            call = _typed_call(ask, request_id)
+            self._core.recent.name(account.trail, request_id)
+            call = _typed_call(ask, account, request_id)
             story = TypedStory(request_id, ask.asked)
             return await self._cancellable(request, call, story, account, request_id)
+
+    @contextmanager
+    def _accounted(self, request: web.Request, route: str) -> Iterator[Account]:
+        with accounted(self._core.metrics, self._core.recent, route) as account:
+            request[TRAIL] = account.trail
+            yield account
+
+    async def _read(
+        self, request: web.Request, account: Account, model: str | None = None, *, streams: bool = False
+    ) -> Ask:
+        most = self._core.config.requests.max_body_mb << 20
+        ask = await read_ask(request, self._core.aliases, most, model, streams=streams)
+        account.trail.came(ask.model, ask.asked)
+        return ask
 
     def _request_id(self, request: web.Request) -> str:
         wanted = request.headers.get(REQUEST_ID_HEADER)
@@ -135,7 +155,7 @@ class InferenceRoutes:
     async def start_task(self, request: web.Request) -> web.StreamResponse:
         """POST /v2/tasks: 202 with the task, or its events at once where the client accepts a stream of events."""
         core = self._core
-        ask = await read_ask(request, core.aliases, streams=True)
+        ask = await read_ask(request, core.aliases, core.config.requests.max_body_mb << 20, streams=True)
         if not ask.stream:
             raise InvalidRequest(
                 "a task's answer is its events: leave 'stream' out", details={"field": "stream"}, param="stream"
@@ -148,10 +168,12 @@ class InferenceRoutes:
             )
 
         async def run(task: Task) -> Refused | None:
-            with accounted(core.metrics, "/v2/tasks") as account:
+            with accounted(core.metrics, core.recent, "/v2/tasks") as account:
+                account.trail.came(ask.model, ask.asked)
+                core.recent.name(account.trail, task.task_id)
                 sink: Sink = task
                 story = TypedStory(task.task_id, ask.asked)
-                return await carry(core.dispatcher, _typed_call(ask, task.task_id), sink, story, account)
+                return await carry(core.dispatcher, _typed_call(ask, account, task.task_id), sink, story, account)
 
         task = core.tasks.start(str(uuid.uuid4()), ask.asked, run)
         if CONTENT_TYPE in request.headers.get("Accept", ""):
@@ -185,16 +207,32 @@ class InferenceRoutes:
         return web.Response(status=204)
 
 
-def _call(ask: Ask, path: Callable[[Worker], str]) -> Call:
-    return Call(
-        ask.model, ask.asked, path, ask.body, ask.headers, ask.stream, deadline=ask.deadline, patient=ask.patient
-    )
+def model_path(worker: Worker, asked: str) -> str:
+    """The path of a model at ``worker``, which knows it by its own name, whatever alias was ``asked`` for."""
+    return f"/v2/models/{quote(worker.report.model or asked, safe='')}"
 
 
-def _typed_call(ask: Ask, request_id: str) -> Call:
+def only_version(request: web.Request) -> None:
+    """Raise ModelNotFound where the path asks for another version than ``1``: a model of a worker has no other."""
+    version = request.match_info.get("version", "1")
+    if version != "1":
+        raise ModelNotFound(
+            "a model has the version '1' and no other: leave the version out, or ask for another model",
+            details={"version": version[:64]},
+        )
+
+
+def _call(ask: Ask, account: Account, path: Callable[[Worker], str]) -> Call:
     return Call(
-        ask.model, ask.asked, lambda worker: TYPED_ROUTE, ask.body, ask.headers, ask.stream, deadline=ask.deadline,
-        patient=ask.patient, request_id=request_id,
+        ask.model, ask.asked, path, ask.body, ask.headers, ask.stream, account.trail, deadline=ask.deadline,
+        patient=ask.patient,
+    )  # fmt: skip
+
+
+def _typed_call(ask: Ask, account: Account, request_id: str) -> Call:
+    return Call(
+        ask.model, ask.asked, lambda worker: TYPED_ROUTE, ask.body, ask.headers, ask.stream, account.trail,
+        deadline=ask.deadline, patient=ask.patient, request_id=request_id,
     )  # fmt: skip
 
 

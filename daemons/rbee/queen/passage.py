@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rbee.queen import relay
 from rbee.queen.dispatch import TRIES, Call, Dispatcher, Refused, Upstream
+from rbee.queen.explain import Recent, Trail, What
 from rbee.queen.metrics import QueenMetrics
 from rbee.queen.reply import Sink
 from rbee.queen.stories import Story
@@ -30,8 +31,9 @@ def _codes(kind: type[RbeeError]) -> Iterator[str]:
 
 @dataclass(slots=True)
 class Account:
-    """How a request ended: ``outcome`` is ok, error or cancelled; ``code`` that of the error."""
+    """How a request ended: ``outcome`` is ok, error or cancelled; ``code`` that of the error; ``trail`` its way."""
 
+    trail: Trail
     outcome: str = "cancelled"
     code: str | None = None
 
@@ -45,17 +47,19 @@ class Account:
 
 
 @contextmanager
-def accounted(metrics: QueenMetrics, route: str) -> Iterator[Account]:
-    """Count and time one request of ``route`` by how it ended."""
-    account = Account()
+def accounted(metrics: QueenMetrics, recent: Recent, route: str) -> Iterator[Account]:
+    """Count and time one request of ``route`` by how it ended, and keep its trail in ``recent``."""
+    account = Account(Trail(route, context.correlation_id.get(), context.caller.get()))
     began = time.perf_counter()
     metrics.requests.inc()
+    recent.keep(account.trail)
     try:
         yield account
     except RbeeError as error:
         account.failed(error.code)
         raise
     finally:
+        account.trail.ends(account.outcome, account.code)
         metrics.request_duration.labels(route, account.outcome).observe(time.perf_counter() - began, exemplar())
         if account.code is not None:
             known = account.code in set(_codes(RbeeError))
@@ -190,7 +194,8 @@ async def _pass_on(dispatcher: Dispatcher, call: Call, upstream: Upstream, sink:
             await sink.begin(upstream)
         await sink.end()
         whole = True
-    except WorkerFailed:
+    except WorkerFailed as error:
+        call.trail.turned_away(What.BROKE_OFF, error.message)
         dispatcher.broke(upstream)
         raise
     finally:

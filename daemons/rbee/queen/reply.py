@@ -1,14 +1,32 @@
 """The answer to one client on its way out: not begun, begun, or ended; a client that reads nothing is let go."""
 
+import time
 from typing import Protocol
 
 from aiohttp import web
 
 from rbee.queen.dispatch import Refused, Upstream
-from rbee.wire.http.middleware import STREAM
+from rbee.queen.explain import NO_WORKER, Trail
+from rbee.wire.http.middleware import STARTED, STREAM
 from rbee.wire.http.server import while_it_reads
 
 _PASSED_ON = ("Content-Type", "Content-Length", "Inference-Header-Content-Length", "X-Request-Id")
+
+TRAIL = web.RequestKey("trail", Trail)
+"""Key of a request for a model under which its trail stands."""
+WORKER_HEADER, QUEUE_HEADER, OVERHEAD_HEADER = "X-Rbee-Worker", "X-Rbee-Queue-Ms", "X-Rbee-Overhead-Ms"
+
+
+async def name_times(request: web.Request, response: web.StreamResponse) -> None:
+    """on_response_prepare signal: say on every answer which worker gave it, and where its time went (ms)."""
+    trail = request.get(TRAIL)
+    if trail is not None:
+        worker, queue_ms, overhead_ms = trail.headers()
+    else:
+        worker, queue_ms = NO_WORKER, "0.0"
+        overhead_ms = f"{(time.perf_counter() - request.get(STARTED, time.perf_counter())) * 1000:.3f}"
+    headers = response.headers
+    headers[WORKER_HEADER], headers[QUEUE_HEADER], headers[OVERHEAD_HEADER] = worker, queue_ms, overhead_ms
 
 
 class Sink(Protocol):
@@ -50,7 +68,7 @@ class Reply:
         if upstream is not None:
             status = upstream.response.status
             came = upstream.response.headers
-            headers = {name: came[name] for name in _PASSED_ON if name in came} | trace(upstream)
+            headers = {name: came[name] for name in _PASSED_ON if name in came}
             if upstream.is_events:
                 headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         response = web.StreamResponse(status=status, headers=headers)
@@ -77,14 +95,9 @@ class Reply:
         return self.response
 
 
-def trace(upstream: Upstream) -> dict[str, str]:
-    """Headers that say where the request ran and how long it waited for that, in milliseconds."""
-    return {"X-Rbee-Worker": upstream.worker, "X-Rbee-Queue-Ms": f"{upstream.queue_ms:.1f}"}
-
-
 def refused(answer: Refused) -> web.Response:
     """A worker's refusal as the client's answer: status and body unchanged."""
-    headers = {"Content-Type": answer.content_type, "X-Rbee-Worker": answer.worker}
+    headers = {"Content-Type": answer.content_type}
     if answer.retry_after is not None:
         headers["Retry-After"] = answer.retry_after
     return web.Response(status=answer.status, body=answer.body, headers=headers)

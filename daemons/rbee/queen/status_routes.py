@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
@@ -11,17 +10,19 @@ from rbee import __version__
 from rbee.queen.asks import read_ask
 from rbee.queen.core import Core, states
 from rbee.queen.dispatch import Call, Refused
+from rbee.queen.explain import nothing_known
 from rbee.queen.hive_client import versions_fit
+from rbee.queen.inference_routes import model_path, only_version
+from rbee.queen.passage import Account, accounted
 from rbee.queen.registry import Hive, Worker
-from rbee.queen.reply import refused, trace
+from rbee.queen.reply import TRAIL, refused
 from rbee.queen.routing import routable
 from rbee.queen.worker_routes import Health, ask_all
 from rbee.wire.errors import ModelNotFound, RbeeError
 from rbee.wire.http.middleware import open_route
-from rbee.wire.http.server import json_response
+from rbee.wire.http.server import MAX_BODY, json_response
 
 DEEP_AGAIN_S = 1.0
-_MOST_METADATA_BYTES = 1 << 20
 
 
 class HiveHealth(msgspec.Struct, frozen=True):
@@ -87,8 +88,12 @@ class StatusRoutes:
         app.router.add_get("/v2", self.server)
         app.router.add_get("/v2/health/live", self.live)
         app.router.add_get("/v2/health/ready", self.ready)
+        app.router.add_get("/v2/models/{model:.+}/versions/{version}/ready", self.model_ready)
+        app.router.add_get("/v2/models/{model:.+}/versions/{version}", self.model)
         app.router.add_get("/v2/models/{model:.+}/ready", self.model_ready)
         app.router.add_get("/v2/models/{model:.+}", self.model)
+        app.router.add_get("/v2/explain/{name}", self.explain)
+        app.router.add_get("/v2/explain/{hive}/{worker}", self.explain_worker)
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         """Open and cheap; ?deep=1 asks hives and workers too, at most once a second for all callers."""
@@ -159,7 +164,7 @@ class StatusRoutes:
 
     async def server(self, request: web.Request) -> web.StreamResponse:
         """GET /v2: metadata of the Open Inference Protocol."""
-        return json_response({"name": "rbee", "version": __version__, "extensions": []})
+        return json_response({"name": "rbee", "version": __version__, "extensions": ["binary_tensor_data"]})
 
     async def live(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/health/live: the queen answers."""
@@ -172,6 +177,7 @@ class StatusRoutes:
 
     async def model_ready(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/models/M/ready: 200 while a worker of it takes requests, 503 otherwise; 404 for an unknown one."""
+        only_version(request)
         name = request.match_info["model"]
         workers = self._core.registry.serving(self._core.aliases.resolve(name))
         if not workers:
@@ -181,29 +187,48 @@ class StatusRoutes:
 
     async def model(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/models/M: the metadata that its worker gives; a model that is not loaded is not started for it."""
-        ask = await read_ask(request, self._core.aliases, request.match_info["model"])
+        only_version(request)
+        model = request.match_info["model"]
+        with accounted(self._core.metrics, self._core.recent, "/v2/models/{model}") as account:
+            request[TRAIL] = account.trail
+            return await self._metadata(request, model, account)
+
+    async def _metadata(self, request: web.Request, name: str, account: Account) -> web.Response:
+        ask = await read_ask(request, self._core.aliases, MAX_BODY, name)
+        account.trail.came(ask.model, ask.asked)
         workers = self._core.registry.serving(ask.model)
         if workers and not any(routable(worker) for worker in workers):
             raise self._core.admission.loading_error(ask.model)
         call = Call(
-            ask.model,
-            ask.asked,
-            lambda worker: f"/v2/models/{quote(worker.report.model or ask.asked, safe='')}",
-            b"",
-            {},
-            False,
-            deadline=ask.deadline,
-            patient=False,
-            method="GET",
-        )
+            ask.model, ask.asked, lambda worker: model_path(worker, ask.asked), b"", {}, False, account.trail,
+            deadline=ask.deadline, patient=False, method="GET",
+        )  # fmt: skip
         answer = await self._core.dispatcher.open(call)
         if isinstance(answer, Refused):
+            account.failed(answer.info(None).code)
             return refused(answer)
         try:
             body = b"".join([chunk async for chunk in answer.body()])
         finally:
             answer.close()
-        return web.Response(body=body, content_type="application/json", headers=trace(answer))
+        account.ok()
+        return web.Response(body=body, content_type="application/json")
+
+    async def explain(self, request: web.Request) -> web.StreamResponse:
+        """GET /v2/explain/ID: what became of the request of that correlation id or request id, or of a worker."""
+        name = request.match_info["name"]
+        core = self._core
+        found = core.recent.find(name)
+        if found is not None:
+            return json_response(found)
+        if any(worker.key.worker_id == name for worker in core.registry.workers()):
+            return json_response(core.recent.explain_worker(core.registry.find(name, None)))
+        raise nothing_known(name)
+
+    async def explain_worker(self, request: web.Request) -> web.StreamResponse:
+        """GET /v2/explain/HIVE/WORKER: why the worker gets requests or none, and the latest that met it."""
+        worker = self._core.registry.find(request.match_info["worker"], request.match_info["hive"])
+        return json_response(self._core.recent.explain_worker(worker))
 
 
 def _model(name: str, workers: list[Worker]) -> Model:

@@ -67,6 +67,7 @@ class WorkerPartner:
         app.router.add_post("/v1/chat/completions", self.openai)
         app.router.add_post("/v1/completions", self.openai)
         app.router.add_post("/v1/embeddings", self.openai)
+        app.router.add_post("/v1/rerank", self.openai)
         app.router.add_post("/v2/models/{model:.+}/infer", self.openai)
         app.router.add_post("/v1/inference", self.inference)
         app.router.add_delete("/v1/inference/{id}", self.cancel)

@@ -15,6 +15,7 @@ from tests.unit.queen.conftest import API_TOKEN, Configured, Fields, RunningQuee
 from tests.unit.queen.partners import MODEL, WorkerPartner, report, until
 
 from rbee.queen.dispatch import Call, Upstream, renamed
+from rbee.queen.explain import Trail
 from rbee.queen.passage import Account, carry
 from rbee.queen.relay import WholeEvents
 from rbee.queen.stories import TypedStory
@@ -31,7 +32,7 @@ async def stream(queen: RunningQueen, path: str = CHAT, **more: Fields) -> tuple
         return response.status, await response.read()
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank"])
 async def test_openai_routes_reach_the_worker_byte_for_byte(
     serving: RunningQueen, worker: WorkerPartner, path: str
 ) -> None:
@@ -476,9 +477,11 @@ async def test_a_client_that_leaves_in_the_turn_of_its_placing_holds_no_slot(
     worker.hold = asyncio.Event()
     await queen.tell(report(WorkerState.LOADING, url=None))
     left = asyncio.Event()
-    call = Call(MODEL, MODEL, lambda _: CHAT, b'{"model":"talk","stream":true}', {}, stream=True)
+    call = Call(MODEL, MODEL, lambda _: CHAT, b'{"model":"talk","stream":true}', {}, True, Trail(CHAT, None, None))
     story = TypedStory("id", MODEL)
-    carrying = asyncio.create_task(carry(queen.core.dispatcher, call, LeavingSink(left), story, Account()))
+    carrying = asyncio.create_task(
+        carry(queen.core.dispatcher, call, LeavingSink(left), story, Account(Trail(CHAT, None, None)))
+    )
     await until(lambda: queen.core.admission.waiting == 1)
     await queen.tell(report(url=worker.url))
     await until(lambda: worker.running == 1)

@@ -35,6 +35,8 @@ IDENTITY = web.RequestKey("identity", Identity)
 """Key of a request under which its caller stands."""
 CORRELATION = web.RequestKey("correlation", str)
 """Key of a request under which its correlation id stands."""
+STARTED = web.RequestKey("started", float)
+"""Key of a request under which ``time.perf_counter`` at its head's arrival stands."""
 STREAM = web.RequestKey("stream", web.StreamResponse)
 """Key of a request whose answer has begun: an error can no longer become an answer of its own."""
 
@@ -104,6 +106,7 @@ def measured(metrics: HttpMetrics) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         started, route = time.perf_counter(), _route(request)
+        request[STARTED] = started
         status = str(_CLIENT_GONE)  # its handler is cancelled and no answer is made
         try:
             response = await handler(request)
