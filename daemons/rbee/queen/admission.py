@@ -123,6 +123,16 @@ class Admission:
         """Whether a request for the model would get a worker without waiting."""
         return model not in self._queues and choose(self._registry.serving(model)) is not None
 
+    def take_now(self, want: Want) -> Lease | None:
+        """A slot of a worker of the model where one is free and nobody waits for it; None otherwise."""
+        if want.model in self._queues:
+            return None
+        key = choose(self._registry.serving(want.model), want.exclude)
+        lease = None if key is None else self._lease(key, waited=False)
+        if lease is not None:
+            self._metrics.queue.observe(0.0)
+        return lease
+
     async def acquire(self, want: Want) -> Lease:
         """Wait for a slot of a worker of the model, and take it.
 

@@ -17,6 +17,7 @@ from rbee.queen.database import HiveRow
 from rbee.queen.dispatch import Dispatcher, SendLimits
 from rbee.queen.events import EventHub
 from rbee.queen.explain import Recent
+from rbee.queen.express.upstreams import Upstreams
 from rbee.queen.fallback import Fallback
 from rbee.queen.hive_client import HiveClient
 from rbee.queen.metrics import QueenMetrics
@@ -87,6 +88,7 @@ class Core:
             self.owner, most=limits.max_tasks, most_events=limits.task_events, retention_s=limits.task_retention_s
         )
         self.to_workers = client_session(connections=MOST_CONNECTIONS)
+        self.upstreams = Upstreams()
         self.to_hives = client_session(connections=MOST_CONNECTIONS)
         self.hives = HiveClient(self.to_hives, lambda: tokens.hive_api)
         self.dispatcher = Dispatcher(
@@ -145,6 +147,7 @@ class Core:
             await asyncio.gather(self._sweeper, return_exceptions=True)
         self.tasks.close()
         await self.owner.close()
+        self.upstreams.close()
         await self.to_workers.close()
         await self.to_hives.close()
         await self.store.close()
@@ -201,6 +204,7 @@ class Core:
                 self.admission.settled()
             for model in self.admission.waiting_models():
                 self._fallback.consider(model, now)
+            self.upstreams.sweep(now)
             self.on_sweep()
 
 

@@ -16,6 +16,8 @@ from rbee.host.paths import Paths
 from rbee.host.sockets import bind_tcp, bind_unix, inherited, refuse_public_without_token, tcp_address
 from rbee.queen.config import QueenConfig, check_public_url
 from rbee.queen.core import Core, OutgoingTokens, states
+from rbee.queen.express.connection import ExpressConnection
+from rbee.queen.express.lane import Lane
 from rbee.queen.hive_routes import HiveRoutes
 from rbee.queen.inference_routes import OPENAI_ROUTES, InferenceRoutes
 from rbee.queen.reply import name_times
@@ -43,7 +45,13 @@ class QueenDaemon:
         refuse_public_without_token(self._sockets, self._verifier)
         self.core = Core(config, self._outgoing, check_public_url(config.public_url))
         admins = PeerAdmins(frozenset(config.admin_users))
-        self._server = Server(make_app(self.core, self._verifier, admins), self._sockets, GRACE_S)
+        lane = Lane(self.core, self._verifier)
+        self._server = Server(
+            make_app(self.core, self._verifier, admins),
+            self._sockets,
+            GRACE_S,
+            tcp_connection=lambda manager: ExpressConnection(manager, asyncio.get_running_loop(), lane),
+        )
 
     async def start(self) -> None:
         """Open the store, listen, and say READY=1."""

@@ -164,7 +164,7 @@ class Dispatcher:
                 if isinstance(answer, Upstream):
                     kept = True
                     return answer
-                problem = self._elsewhere(answer, lease.worker)
+                problem = self.elsewhere(answer, lease.worker)
                 if problem is None:
                     call.trail.answers(answer.status)
                     return answer
@@ -252,7 +252,7 @@ class Dispatcher:
         token = self._token()
         return {} if token is None else {"Authorization": f"Bearer {token.reveal()}"}
 
-    def _elsewhere(self, refused: Refused, worker: Worker) -> RbeeError | None:
+    def elsewhere(self, refused: Refused, worker: Worker) -> RbeeError | None:
         """The reason to place the request anew, or None where the refusal is the client's answer."""
         if refused.status in (401, 403):
             return self._no_entry(worker)

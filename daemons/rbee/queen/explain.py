@@ -130,8 +130,9 @@ class Trail:
 
     def came(self, model: str, asked: str) -> None:
         """The request is here to its last byte, and names ``asked``, which stands for ``model``."""
+        if not self._steps:
+            self.arrived = time.perf_counter()
         self.model, self.asked = model, asked
-        self.arrived = time.perf_counter()
 
     def waits(self) -> None:
         """The wait for a worker begins, or goes on."""
@@ -152,6 +153,7 @@ class Trail:
         """The first byte of the worker's answer is here."""
         now = time.perf_counter()
         self.worker_s += now - self._sent
+        self._sent = now
         self._add(now, What.ANSWERS, self.worker, status=status)
 
     def turned_away(self, what: What, why: str, status: int | None = None) -> None:

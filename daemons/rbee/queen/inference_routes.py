@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 from urllib.parse import quote
 
 import msgspec
@@ -12,6 +13,7 @@ from aiohttp import web
 from rbee.queen.asks import Ask, read_ask
 from rbee.queen.core import Core
 from rbee.queen.dispatch import REQUEST_ID_HEADER, Call, Refused
+from rbee.queen.explain import Trail
 from rbee.queen.passage import Account, accounted, carry
 from rbee.queen.registry import Worker
 from rbee.queen.reply import TRAIL, Reply, Sink, refused
@@ -38,6 +40,14 @@ class TaskAnswer(msgspec.Struct, frozen=True):
     state: TaskState
     events_url: str
     task_url: str
+
+
+@runtime_checkable
+class Carrier(Protocol):
+    """A connection that may have tried to take a request straight to a worker."""
+
+    def take_trail(self) -> Trail | None:
+        """What was written of the request in hand so far, once."""
 
 
 class InferenceRoutes:
@@ -88,7 +98,8 @@ class InferenceRoutes:
 
     @contextmanager
     def _accounted(self, request: web.Request, route: str) -> Iterator[Account]:
-        with accounted(self._core.metrics, self._core.recent, route) as account:
+        so_far = request.protocol.take_trail() if isinstance(request.protocol, Carrier) else None
+        with accounted(self._core.metrics, self._core.recent, route, so_far) as account:
             request[TRAIL] = account.trail
             yield account
 

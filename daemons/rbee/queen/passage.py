@@ -29,6 +29,11 @@ def _codes(kind: type[RbeeError]) -> Iterator[str]:
         yield from _codes(below)
 
 
+def code_label(code: str) -> str:
+    """A code as a metric's label: one that is not of our tree (a worker's own) is OTHER, so that labels are bounded."""
+    return code if code in set(_codes(RbeeError)) else "OTHER"
+
+
 @dataclass(slots=True)
 class Account:
     """How a request ended: ``outcome`` is ok, error or cancelled; ``code`` that of the error; ``trail`` its way."""
@@ -47,9 +52,14 @@ class Account:
 
 
 @contextmanager
-def accounted(metrics: QueenMetrics, recent: Recent, route: str) -> Iterator[Account]:
-    """Count and time one request of ``route`` by how it ended, and keep its trail in ``recent``."""
-    account = Account(Trail(route, context.correlation_id.get(), context.caller.get()))
+def accounted(metrics: QueenMetrics, recent: Recent, route: str, trail: Trail | None = None) -> Iterator[Account]:
+    """Count and time one request of ``route`` by how it ended, and keep its trail in ``recent``.
+
+    ``trail`` is what was written of it before it came here.
+    """
+    trail = trail or Trail(route, None, context.caller.get())
+    trail.correlation_id = context.correlation_id.get()
+    account = Account(trail)
     began = time.perf_counter()
     metrics.requests.inc()
     recent.keep(account.trail)
@@ -62,8 +72,7 @@ def accounted(metrics: QueenMetrics, recent: Recent, route: str) -> Iterator[Acc
         account.trail.ends(account.outcome, account.code)
         metrics.request_duration.labels(route, account.outcome).observe(time.perf_counter() - began, exemplar())
         if account.code is not None:
-            known = account.code in set(_codes(RbeeError))
-            metrics.errors.labels(account.code if known else "OTHER").inc()
+            metrics.errors.labels(code_label(account.code)).inc()
 
 
 async def carry(dispatcher: Dispatcher, call: Call, sink: Sink, story: Story, account: Account) -> Refused | None:

@@ -25,9 +25,16 @@ class WholeEvents:
 
     def __init__(self) -> None:
         self._rest = b""
+        self.ended = False
+        """Whether ``[DONE]`` was among them."""
 
     def feed(self, chunk: bytes) -> bytes:
         """The whole events that ``chunk`` completes; raises ProtocolError for one over 8 MiB."""
+        out = self._whole(chunk)
+        self.ended = self.ended or DONE in out
+        return out
+
+    def _whole(self, chunk: bytes) -> bytes:
         if not self._rest and chunk.endswith(_BOUNDARY):
             return chunk
         data = self._rest + chunk
@@ -56,11 +63,7 @@ class Patience:
         """Which of the two it was that passed."""
         if self.deadline is not None and self.deadline.remaining(time.time()) <= 0.0:
             return self.deadline.passed_error()
-        return WorkerFailed(
-            f"the worker sent nothing for {self.stall_s:g} s: the request was cancelled; ask again",
-            details={"worker": worker, "reason": "stalled"},
-            retry_after_s=1,
-        )
+        return stalled(worker, self.stall_s)
 
 
 async def chunks(
@@ -101,15 +104,22 @@ async def events(
     A body that ends without ``[DONE]`` is broken as well.
     """
     whole = WholeEvents()
-    done = False
     async with aclosing(chunks(first, response, patience, worker)) as body:
         async for chunk in body:
             out = whole.feed(chunk)
             if out:
-                done = done or DONE in out
                 yield out
-    if not done:
+    if not whole.ended:
         raise broken(worker)
+
+
+def stalled(worker: str, stall_s: float) -> WorkerFailed:
+    """The error of a request whose worker fell silent."""
+    return WorkerFailed(
+        f"the worker sent nothing for {stall_s:g} s: the request was cancelled; ask again",
+        details={"worker": worker, "reason": "stalled"},
+        retry_after_s=1,
+    )
 
 
 def broken(worker: str) -> WorkerFailed:

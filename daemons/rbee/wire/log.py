@@ -24,3 +24,28 @@ def fields_of(record: logging.LogRecord) -> dict[str, object]:
     """The fields of a record made by :func:`log`; empty for records of libraries."""
     fields = getattr(record, FIELDS, None)
     return fields if isinstance(fields, dict) else {}
+
+
+class Pace:
+    """Lets ``most`` records of a kind through a second, and counts those that it holds back."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._second = 0
+        self._let = 0
+        self._left_out = 0
+
+    def allows(self, now: float) -> bool:
+        """Whether one more may be written at ``now`` (seconds)."""
+        if int(now) != self._second:
+            self._second, self._let = int(now), 0
+        self._let += 1
+        if self._let > self._most:
+            self._left_out += 1
+            return False
+        return True
+
+    def take_left_out(self) -> int:
+        """How many were held back since the last call."""
+        left_out, self._left_out = self._left_out, 0
+        return left_out

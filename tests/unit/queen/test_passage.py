@@ -160,7 +160,7 @@ async def test_a_lone_busy_worker_is_asked_again_and_then_the_client_is_told(
     busy = b'{"error":{"code":"ALL_SLOTS_BUSY","message":"busy","details":{"slots_total":1,"slots_busy":1}}}'
     worker.refuse_with = [(503, busy)] * 2
     assert (await stream(serving))[0] == 200
-    worker.refuse_with = [(503, busy)] * 3
+    worker.refuse_with = [(503, busy)] * 4  # once by the straight way, then three times
     status, body = await stream(serving)
     assert status == 503
     error = json.loads(body)["error"]

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -22,7 +23,7 @@ T = TypeVar("T")
 MAX_BODY = 1 << 20
 CLIENT_STALL_S = 60.0
 _BACKLOG = 1024
-_KEEPALIVE_S = 75.0
+KEEPALIVE_S = 75.0
 _ACCEPTED_S = 0.1
 _PROTOCOL_ERROR_AT = " - at `$."
 _MOST_NAMED = 100
@@ -187,18 +188,26 @@ class SseStream:
 class Server:
     """An application served on sockets that are bound already; a client that leaves cancels its handler.
 
-    ``grace_s`` is how long :meth:`close` lets running handlers go on before it cancels them.
+    ``grace_s`` is how long :meth:`close` lets running handlers go on before it cancels them. ``tcp_connection`` makes
+    the protocol of a connection by TCP where it is another than aiohttp's.
     """
 
-    def __init__(self, app: web.Application, sockets: Sequence[socket.socket], grace_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        sockets: Sequence[socket.socket],
+        grace_s: float = 30.0,
+        tcp_connection: Callable[[web.Server], web.RequestHandler] | None = None,
+    ) -> None:
         self._sockets = list(sockets)
+        self._tcp_connection = tcp_connection
         self._grace_s = grace_s
         self._runner = web.AppRunner(
             app,
             handle_signals=False,
             access_log=None,
             handler_cancellation=True,
-            keepalive_timeout=_KEEPALIVE_S,
+            keepalive_timeout=KEEPALIVE_S,
             shutdown_timeout=grace_s,
         )
         self._listeners: list[asyncio.AbstractServer] = []
@@ -211,8 +220,12 @@ class Server:
             raise InternalError("the HTTP server did not start")
         loop = asyncio.get_running_loop()
         for bound in self._sockets:
-            create = loop.create_unix_server if bound.family == socket.AF_UNIX else loop.create_server
-            self._listeners.append(await create(factory, sock=bound, backlog=_BACKLOG))
+            if bound.family == socket.AF_UNIX:
+                self._listeners.append(await loop.create_unix_server(factory, sock=bound, backlog=_BACKLOG))
+            else:
+                made = self._tcp_connection
+                protocol = factory if made is None else functools.partial(made, factory)
+                self._listeners.append(await loop.create_server(protocol, sock=bound, backlog=_BACKLOG))
 
     def stop_accepting(self) -> None:
         """Close the listeners; requests that run go on."""

@@ -1,0 +1,242 @@
+"""Which requests go straight from client to worker, and what each is owed: a caller, a slot, a count, a trail."""
+
+import email.utils
+import re
+import time
+import uuid
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import quote
+
+import msgspec
+from prometheus_client import Counter, Histogram
+
+from rbee.queen.admission import Lease, Want
+from rbee.queen.asks import Head as Fields
+from rbee.queen.core import Core
+from rbee.queen.dispatch import Refused, renamed
+from rbee.queen.explain import Trail
+from rbee.queen.express.exchange import Client, Exchange
+from rbee.queen.express.heads import RequestHead
+from rbee.queen.inference_routes import OPENAI_ROUTES
+from rbee.queen.passage import code_label
+from rbee.queen.registry import Worker
+from rbee.wire.auth import ANONYMOUS, Identity, Role, TokenVerifier
+from rbee.wire.deadline import DEADLINE_HEADER
+from rbee.wire.errors import ErrorBody, RbeeError
+from rbee.wire.http.middleware import record_authenticated
+from rbee.wire.names import MODEL_NAME
+
+_CLIENTS = frozenset({Role.API})
+_OPENAI = {route.encode(): route for route in OPENAI_ROUTES}
+_INFER = re.compile(rb"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,127})/infer")
+_INFER_ROUTE = "/v2/models/{model}/infer"
+_TO_WORKER = ((b"content-type", b"Content-Type"), (b"accept", b"Accept"),
+              (b"inference-header-content-length", b"Inference-Header-Content-Length"))  # fmt: skip
+_TO_CLIENT = ((b"content-type", b"Content-Type"), (b"x-request-id", b"X-Request-Id"), (b"retry-after", b"Retry-After"),
+              (b"inference-header-content-length", b"Inference-Header-Content-Length"))  # fmt: skip
+_EVENT_HEADERS = b"Cache-Control: no-store\r\nX-Accel-Buffering: no"
+"""As every stream of events has them."""
+_EXAMPLE_EVERY_S = 0.01
+_decode = msgspec.json.Decoder(Fields).decode
+
+
+class Lane:
+    """Takes plain requests of callers it knows for models with a free slot; leaves every other one alone."""
+
+    def __init__(self, core: Core, verifier: TokenVerifier) -> None:
+        self._core = core
+        self._verifier = verifier
+        self._counts = _Counts(core)
+        self._date = (0, b"")
+        self.upstreams = core.upstreams
+        self.owner = core.owner
+
+    def wants(self, head: RequestHead) -> bool:
+        """Whether a request of that head may be taken, once it is whole."""
+        plain = head.method == b"POST" and head.length and not head.odd and head.keeps_alive
+        return bool(plain) and (head.target in _OPENAI or _INFER.fullmatch(head.target) is not None)
+
+    def take(self, client: Client, head: RequestHead, data: bytes) -> Exchange | None:
+        """The exchange of a request that is here to its last byte, which holds a slot; None: it goes the long way."""
+        identity = self._identity(head.fields.get(b"authorization"))
+        if identity is None:
+            return None
+        body = data[head.size :]
+        route, asked, stream = _asked(head.target, body)
+        if asked is None or not MODEL_NAME.fullmatch(asked):
+            return None
+        core = self._core
+        model = core.aliases.resolve(asked)
+        lease = core.admission.take_now(Want(model))
+        if lease is None:
+            return None
+        trail = Trail(route, _correlation_id(head.fields.get(b"x-correlation-id")), identity.name)
+        trail.came(model, asked)
+        trail.placed(lease.worker, core.registry.serving(model))
+        record_authenticated(identity, correlation_id=trail.correlation_id)
+        limits = core.dispatcher.limits
+        limit_s = limits.stall_s if stream else limits.answer_s
+        request = self._request(head, body, lease, trail, None if stream else limits.answer_s)
+        return Exchange(self, client, lease, trail, request, stream=stream, limit_s=limit_s)
+
+    def _identity(self, authorization: bytes | None) -> Identity | None:
+        """Who calls, where that may be told and the caller may ask; anybody else is answered by the handlers."""
+        if self._verifier.empty:
+            return ANONYMOUS
+        if authorization is None or not authorization.isascii():
+            return None
+        try:
+            identity = self._verifier.verify(authorization.decode())
+        except RbeeError:
+            return None
+        return identity if identity.may(_CLIENTS) else None
+
+    def _request(self, head: RequestHead, body: bytes, lease: Lease, trail: Trail, answer_s: float | None) -> bytes:
+        """The request as the worker gets it."""
+        worker = lease.worker
+        name = worker.report.model
+        if head.target in _OPENAI:
+            path = head.target
+            if name is not None and name != trail.asked:
+                body = renamed(body, name)
+        else:
+            path = f"/v2/models/{quote(name or trail.asked, safe='')}/infer".encode()
+        token = self._core.tokens.worker_api
+        lines = [b"POST %b HTTP/1.1\r\nHost: %b" % (path, _host(worker))]
+        if token is not None:
+            lines.append(b"Authorization: Bearer " + token.reveal().encode())
+        fields = head.fields
+        lines += [b"%b: %b" % (title, fields[key]) for key, title in _TO_WORKER if key in fields]
+        lines.append(f"X-Correlation-Id: {trail.correlation_id}\r\nX-Rbee-Caller: {trail.caller}".encode())
+        if answer_s is not None:
+            lines.append(f"{DEADLINE_HEADER}: {int((time.time() + answer_s) * 1000)}".encode())
+        lines.append(b"Content-Length: %d\r\n\r\n" % len(body))
+        return b"\r\n".join(lines) + body
+
+    # what an exchange uses
+
+    def head(self, trail: Trail, status: int, fields: dict[bytes, bytes], framed: bytes) -> bytes:
+        """The head of an answer of a worker on its way to a client."""
+        worker, queue_ms, overhead_ms = trail.headers()
+        lines = [b"%b: %b" % (title, fields[key]) for key, title in _TO_CLIENT if key in fields]
+        if fields.get(b"content-type", b"").startswith(b"text/event-stream"):
+            lines.append(_EVENT_HEADERS)
+        own = (
+            f"HTTP/1.1 {status} {_reason(status)}\r\nServer: rbee\r\nX-Correlation-Id: {trail.correlation_id}\r\n"
+            f"X-Rbee-Worker: {worker}\r\nX-Rbee-Queue-Ms: {queue_ms}\r\nX-Rbee-Overhead-Ms: {overhead_ms}"
+        )
+        return b"\r\n".join((own.encode(), self._date_line(), *lines, framed, b"\r\n"))
+
+    def _date_line(self) -> bytes:
+        now = int(time.time())
+        if self._date[0] != now:
+            self._date = (now, f"Date: {email.utils.formatdate(now, usegmt=True)}".encode())
+        return self._date[1]
+
+    def error(self, trail: Trail, error: RbeeError) -> bytes:
+        """A whole answer that is an error of the queen's own."""
+        body = msgspec.json.encode(ErrorBody(error.openai_info(trail.correlation_id)))
+        fields = {b"content-type": b"application/json"}
+        if error.retry_after_s is not None:
+            fields[b"retry-after"] = str(max(1, round(error.retry_after_s))).encode()
+        return self.head(trail, error.status, fields, b"Content-Length: %d" % len(body)) + body
+
+    def account(self, trail: Trail, status: int, outcome: str, code: str | None) -> None:
+        """Count a request that is over, and keep its trail."""
+        trail.ends(outcome, code)
+        self._core.recent.keep(trail)
+        self._counts.add(trail, status, outcome, code)
+
+    def elsewhere(self, refused: Refused, lease: Lease) -> RbeeError | None:
+        """The reason to place a request anew that a worker refused, or None where that is the client's answer."""
+        return self._core.dispatcher.elsewhere(refused, lease.worker)
+
+    def doubt(self, lease: Lease, why: str) -> None:
+        """Route nothing more to the worker until its hive speaks."""
+        self._core.registry.doubt(lease.worker, why)
+
+
+@dataclass(frozen=True, slots=True)
+class _Children:
+    """What one kind of request counts in."""
+
+    requests: Counter
+    http_requests: Counter
+    duration: Histogram
+    http_duration: Histogram
+
+
+class _Counts:
+    """The metrics of one request, their labelled children found once."""
+
+    def __init__(self, core: Core) -> None:
+        self._metrics = core.metrics
+        self._of: dict[tuple[str, int, str], _Children] = {}
+        self._example_due = 0.0
+
+    def add(self, trail: Trail, status: int, outcome: str, code: str | None) -> None:
+        """One request that is over."""
+        key = (trail.route, status, outcome)
+        children = self._of.get(key) or self._found(key)
+        children.requests.inc()
+        children.http_requests.inc()
+        took = time.perf_counter() - trail.arrived
+        example = self._example(trail)
+        children.duration.observe(took, example)
+        children.http_duration.observe(took, example)
+        if code is not None:
+            self._metrics.errors.labels(code_label(code)).inc()
+
+    def _example(self, trail: Trail) -> dict[str, str] | None:
+        """The request as an exemplar, once in a while: a scraper sees one a bucket whatever their number."""
+        now = time.monotonic()
+        if now < self._example_due or trail.correlation_id is None:
+            return None
+        self._example_due = now + _EXAMPLE_EVERY_S
+        return {"correlation_id": trail.correlation_id}
+
+    def _found(self, key: tuple[str, int, str]) -> _Children:
+        route, status, outcome = key
+        metrics = self._metrics
+        children = self._of[key] = _Children(
+            metrics.requests,
+            metrics.http.requests.labels(route, "POST", str(status)),
+            metrics.request_duration.labels(route, outcome),
+            metrics.http.duration.labels(route),
+        )
+        return children
+
+
+def _asked(target: bytes, body: bytes) -> tuple[str, str | None, bool]:
+    """The route's pattern, the model that is asked for (None where it cannot be read), and whether to stream."""
+    route = _OPENAI.get(target)
+    if route is None:
+        found = _INFER.fullmatch(target)
+        return _INFER_ROUTE, found[1].decode() if found else None, False
+    try:
+        fields = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return route, None, False
+    return route, fields.model, bool(fields.stream)
+
+
+def _correlation_id(given: bytes | None) -> str:
+    """The caller's where it is a UUID, else a new one."""
+    if given is not None and len(given) <= 64:
+        try:
+            return str(uuid.UUID(given.decode("ascii")))
+        except ValueError:
+            pass
+    return str(uuid.uuid4())
+
+
+def _host(worker: Worker) -> bytes:
+    return (worker.url or "").partition("://")[2].encode()
+
+
+def _reason(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
