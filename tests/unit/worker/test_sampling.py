@@ -83,6 +83,16 @@ def test_a_wide_nucleus_has_the_mass_it_must(spread: float, top_p: float) -> Non
     assert found[best].sum() == pytest.approx(expected[best].sum(), abs=0.1)
 
 
+@pytest.mark.parametrize("top_p", [5e-324, 1e-9, 0.5, 1 - 1e-9, float(np.nextafter(1.0, 0.0))])
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 30.0])
+def test_a_nucleus_of_any_size_gives_a_token(top_p: float, spread: float) -> None:
+    scores = np.random.default_rng(2).normal(0, spread, 5000).astype(np.float32)
+    found = [draw(scores, float(scores.max()), Cut(top_p=top_p), chance) for chance in (0.0, 0.5, 1 - 1e-16)]
+    assert all(0 <= token < 5000 for token in found)
+    if top_p < 1e-6:
+        assert set(found) == {int(scores.argmax())}
+
+
 def test_a_large_vocabulary_is_drawn_from_as_a_small_one() -> None:
     scores = np.random.default_rng(3).normal(0, 4, 70_001).astype(np.float32)
     best, cut = float(scores.max()), Cut()

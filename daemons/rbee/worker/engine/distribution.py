@@ -4,6 +4,7 @@ Every function works on one row alone and its result depends on nothing else, so
 shares its batch. Scores hold no NaN and no +inf; -inf leaves a token out.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,8 @@ TokenIds = NDArray[np.int64]
 LEAST_TEMPERATURE = 1e-5
 _CHUNK = 64
 _BLOCK = 1024
-_SORTED_AT_ONCE = 4096
-_BUCKETS = 4096
+_SORTED_AT_ONCE = 2048
+_BUCKETS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def best_tokens(scores: Scores, count: int) -> TokenIds:
     chunks = size // _CHUNK
     if count * 4 <= chunks:
         # as many chunks as tokens are asked for have a best score of at least the bound, so enough tokens reach it
-        bests = scores[: chunks * _CHUNK].reshape(chunks, _CHUNK).max(axis=1)
+        bests = scores[: chunks * _CHUNK].reshape(_CHUNK, chunks).max(axis=0)
         bound = np.partition(bests, chunks - count)[chunks - count]
     else:
         bound = np.partition(scores, size - count)[size - count]
@@ -73,7 +74,7 @@ def draw_from(ids: TokenIds, scores: Scores, best: float, cut: Cut, chance: floa
 
 def log_total(scores: Scores, best: float) -> float:
     """The logarithm of the sum of the exponentials of the scores."""
-    return best + float(np.log(np.exp(scores - np.float32(best)).sum(dtype=np.float64)))
+    return best + float(np.log(np.exp(scores - np.float32(best)).sum()))
 
 
 def _weights(scores: Scores, best: float, cut: Cut) -> Weights:
@@ -82,7 +83,7 @@ def _weights(scores: Scores, best: float, cut: Cut) -> Weights:
     weights *= np.float32(1.0 / max(cut.temperature, LEAST_TEMPERATURE))
     np.exp(weights, out=weights)
     if cut.min_p > 0.0:
-        weights[weights < np.float32(cut.min_p)] = 0.0
+        weights *= weights >= np.float32(cut.min_p)
     return weights
 
 
@@ -108,33 +109,33 @@ def _draw_weighted(weights: Weights, chance: float) -> int:
 def _draw_nucleus(weights: Weights, top_p: float, chance: float) -> int:
     total = float(weights.sum())
     # tokens below this have less than 1 - top_p among them all: none of them is in the nucleus
-    least = np.float32((1.0 - top_p) * total / len(weights))
-    ids = np.flatnonzero(weights >= max(least, np.finfo(np.float32).tiny))
-    kept = weights[ids]
-    wanted = top_p * total
+    least = max((1.0 - top_p) * total / len(weights), float(np.finfo(np.float32).tiny))
+    ids = np.flatnonzero(weights >= np.float32(least))
     if len(ids) > _SORTED_AT_ONCE:
-        ids, kept, wanted, sure = _boundary(ids, kept, wanted)
-    else:
-        sure = ids[:0]
-    order = np.argsort(-kept, kind="stable")
-    mass = kept[order].cumsum(dtype=np.float64)
-    last = min(int(np.searchsorted(mass, wanted)), len(mass) - 1)
-    nucleus = np.concatenate((sure, ids[order[: last + 1]]))
-    return int(nucleus[_fall(weights[nucleus].cumsum(dtype=np.float64), chance)])
+        return _draw_weighted(_nucleus(weights, ids, least, top_p * total), chance)
+    ids = ids[np.argsort(-weights[ids], kind="stable")]
+    mass = weights[ids].cumsum(dtype=np.float64)
+    last = int(np.searchsorted(mass, top_p * total))
+    return int(ids[_fall(mass[: last + 1], chance)])
 
 
-def _boundary(ids: TokenIds, weights: Weights, wanted: float) -> tuple[TokenIds, Weights, float, TokenIds]:
-    """Split a wide nucleus: the tokens surely in it, and the few of like weight among which it ends.
+def _nucleus(weights: Weights, ids: TokenIds, least: float, wanted: float) -> Weights:
+    """The weights, 0 outside the nucleus whose mass is ``wanted``: only tokens about as likely as its last are sorted.
 
-    Returns the few, their weights, how much of their mass is wanted, and the sure ones.
+    ``ids`` are the tokens that weigh at least ``least``; the highest weight is 1.
     """
-    logs = np.log(weights)
-    lowest = logs.min()
-    scale = (_BUCKETS - 1) / max(float(logs.max() - lowest), 1e-6)
-    bucket = ((logs - lowest) * np.float32(scale)).astype(np.int64)
-    mass = np.bincount(bucket, weights=weights, minlength=_BUCKETS)[::-1].cumsum()
-    crossing = min(int(np.searchsorted(mass, wanted)), _BUCKETS - 1)
-    at = _BUCKETS - 1 - crossing
+    kept, lowest = weights[ids], math.log(least)
+    scaled = np.log(kept)
+    scaled -= np.float32(lowest)
+    scaled *= np.float32((_BUCKETS - 1) / max(-lowest, 1e-6))
+    bucket = np.clip(scaled, 0, _BUCKETS - 1).astype(np.int64)
+    mass = np.bincount(bucket, weights=kept, minlength=_BUCKETS)[::-1].cumsum()
+    crossing = int(np.searchsorted(mass, min(wanted, mass[-1])))
+    border = ids[bucket == len(mass) - 1 - crossing]
+    border = border[np.argsort(-weights[border], kind="stable")]
     above = float(mass[crossing - 1]) if crossing else 0.0
-    few = bucket == at
-    return ids[few], weights[few], wanted - above, ids[bucket > at]
+    last = int(np.searchsorted(weights[border].cumsum(dtype=np.float64), wanted - above))
+    last = min(last, len(border) - 1)
+    inside: Weights = weights * (weights >= weights[border[last]])
+    inside[border[last + 1 :]] = 0.0
+    return inside
