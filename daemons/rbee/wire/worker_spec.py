@@ -39,7 +39,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     (default: the folder's name). ``device`` counts CUDA devices from 0. ``slots`` bounds the requests that run at
     once. ``threads`` 0 means the cores this process may use. Durations are in seconds; ``idle_limit_s`` 0 means
     never stop for idleness, null means the hive's default. ``load_stall_s``: loading with no progress for this
-    long ends the start. ``gpu_mem_limit_mb`` bounds the CUDA arena.
+    long ends the start. ``gpu_mem_limit_mb`` bounds the CUDA arena. ``max_batch_tokens`` bounds the tokens, padding
+    counted, of one run of texts; null means what suits the device.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -57,3 +58,4 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     step_limit_s: Annotated[float, Meta(gt=0)] = 60.0
     max_context: Annotated[int, Meta(ge=1)] | None = None
     gpu_mem_limit_mb: Annotated[int, Meta(ge=64)] | None = None
+    max_batch_tokens: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None

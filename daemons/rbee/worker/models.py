@@ -10,10 +10,12 @@ from rbee.worker.engine.folder import ModelFolder
 from rbee.worker.engine.recognise import ModelFacts
 from rbee.worker.engine.sessions import DeviceSpec, Runner, Session, create_session
 from rbee.worker.engine.tensor import TensorModel
+from rbee.worker.engine.token_batches import Budget, budget_for
 
 if TYPE_CHECKING:
     from rbee.worker.engine.embed import Embedder
     from rbee.worker.engine.generate import SequentialGenerator
+    from rbee.worker.engine.tokenise import TextReader
 
 SPARE_THREADS = 2
 """Step threads beside one a slot: prompts are tokenised there as well."""
@@ -39,7 +41,8 @@ def build_model(definition: Definition, folder: ModelFolder, facts: ModelFacts, 
     if facts.task is Task.GENERATE:
         return Model(facts.task, _generator(definition, folder, facts, session, runner), runner)
     if facts.task is Task.EMBED:
-        return Model(facts.task, _embedder(folder, facts, session, runner), runner)
+        budget = budget_for(Backend(definition.spec.backend), threads, definition.spec.max_batch_tokens)
+        return Model(facts.task, _embedder(folder, facts, session, runner, budget), runner)
     return Model(facts.task, TensorModel(session, folder.facts.graph, runner), runner)
 
 
@@ -55,13 +58,17 @@ def device_spec(definition: Definition, threads: int) -> DeviceSpec:
     )
 
 
-def _embedder(folder: ModelFolder, facts: ModelFacts, session: Session, runner: Runner) -> "Embedder":
+def _embedder(folder: ModelFolder, facts: ModelFacts, session: Session, runner: Runner, budget: Budget) -> "Embedder":
     from rbee.worker.engine.embed import Embedder
-    from rbee.worker.engine.tokenise import length_rule, load_tokenizer
+
+    return Embedder(session, folder.facts, _reader(folder, facts), runner, budget)
+
+
+def _reader(folder: ModelFolder, facts: ModelFacts) -> "TextReader":
+    from rbee.worker.engine.tokenise import TextReader, length_rule, load_tokenizer
 
     tokenizer, declared = load_tokenizer(folder.path)
-    rule = length_rule(folder.facts, declared, facts.context_length)
-    return Embedder(session, tokenizer, folder.facts, rule, runner)
+    return TextReader(tokenizer, length_rule(folder.facts, declared, facts.context_length))
 
 
 def _generator(

@@ -18,7 +18,6 @@ from rbee.wire.errors import ConfigError, InvalidRequest
 from rbee.wire.worker_spec import Backend
 from rbee.worker.engine.cuda_advice import advise
 from rbee.worker.engine.decoder import Cache, Decoder, read_layout, run_options
-from rbee.worker.engine.embed import Embedder, plan_batches
 from rbee.worker.engine.folder import read_folder
 from rbee.worker.engine.generate import SequentialGenerator
 from rbee.worker.engine.generation import Finished, FinishReason, GenerateRequest, Piece
@@ -28,7 +27,7 @@ from rbee.worker.engine.sampling import SamplingParams, default_sampling
 from rbee.worker.engine.sessions import DeviceSpec, Runner, create_session, cuda_options, run_session
 from rbee.worker.engine.tensor import NamedTensor, TensorModel, to_array
 from rbee.worker.engine.text_model import TextModel
-from rbee.worker.engine.tokenise import length_rule, load_tokenizer
+from rbee.worker.engine.tokenise import load_tokenizer
 
 CPU = DeviceSpec(Backend.CPU, threads=1)
 GREEDY = SamplingParams(temperature=0.0)
@@ -150,34 +149,6 @@ async def test_a_model_the_runtime_refuses_is_a_config_error(models: Path) -> No
     with pytest.raises(ConfigError) as refused:
         create_session(models / "faulty-broken-file/model.onnx", CPU)
     assert str(models) not in refused.value.message
-
-
-async def test_batches_stay_within_their_budget() -> None:
-    lengths = [3, 100, 5, 60, 60, 1]
-    batches = plan_batches(lengths, 120)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    assert all(len(batch) * max(lengths[index] for index in batch) <= 120 for batch in batches)
-
-
-async def test_embeddings_mean_what_the_texts_mean(models: Path, runner: Runner) -> None:
-    folder = read_folder(models / "all-minilm-l6-v2")
-    tokenizer, declared = load_tokenizer(folder.path)
-    rule = length_rule(folder.facts, declared, recognise(folder.facts).context_length)
-    embedder = Embedder(create_session(folder.model_file, CPU), tokenizer, folder.facts, rule, runner)
-    texts = ["A bee collects nectar from flowers.", "Honey bees gather nectar.", "The stock market fell on Monday."]
-    found = await embedder.embed(texts)
-    near, far = found.vectors[0] @ found.vectors[1], found.vectors[0] @ found.vectors[2]
-    assert found.vectors.shape == (3, 384)
-    assert np.allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-5)
-    assert near > 0.6 > 0.2 > far
-    alone = np.stack([(await embedder.embed([text])).vectors[0] for text in texts])
-    assert (alone * found.vectors).sum(axis=1).min() > 0.99999
-    long = await embedder.embed(["bee " * 5000])
-    assert long.prompt_tokens == rule.limit
-    with pytest.raises(InvalidRequest, match="input 1 is empty"):
-        await embedder.embed([[5], []])
-    with pytest.raises(InvalidRequest, match="outside the vocabulary"):
-        await embedder.embed([[10**7]])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 import openai
 import pytest
 from tests.unit.worker import graphs
@@ -68,6 +69,9 @@ async def test_openais_own_client_embeds(tmp_path: Path, models: Path) -> None:
             found = await client.embeddings.create(model="all-minilm-l6-v2", input=["a bee", "two bees"])
             assert [len(each.embedding) for each in found.data] == [384, 384]
             assert found.usage.prompt_tokens == found.usage.total_tokens > 4
+            short = await client.embeddings.create(model="all-minilm-l6-v2", input="a bee", dimensions=32)
+            whole = np.array(found.data[0].embedding)[:32]
+            assert short.data[0].embedding == pytest.approx(whole / np.linalg.norm(whole), abs=1e-5)
         async with worker.session() as session:
             floats, packed = [
                 (await (await session.post("/v1/embeddings", json={"input": "a bee", "encoding_format": form})).json())
@@ -78,7 +82,9 @@ async def test_openais_own_client_embeds(tmp_path: Path, models: Path) -> None:
             for body, field in (
                 ({"input": []}, "input"),
                 ({"input": ["a", 1]}, "input"),
-                ({"input": "a", "dimensions": 8}, "dimensions"),
+                ({"input": "a", "dimensions": 385}, "dimensions"),
+                ({"input": "a", "dimensions": 0}, "dimensions"),
+                ({"input": "bee " * 300, "truncate": False}, "302 tokens and the model reads 256"),
                 ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
                 ({}, "input"),
             ):

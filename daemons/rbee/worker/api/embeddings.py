@@ -13,7 +13,8 @@ from rbee.wire.errors import InvalidRequest
 from rbee.wire.http.server import json_response
 from rbee.wire.worker_spec import Task
 from rbee.worker.api.parameters import read_parameters
-from rbee.worker.engine.embed import Embedder, Vectors
+from rbee.worker.engine.embed import Embedder
+from rbee.worker.engine.encoder import Floats
 from rbee.worker.service import REQUEST_ID_HEADER, WorkerService, client_of, deadline_of, request_id_of
 
 MOST_INPUTS = 2048
@@ -21,11 +22,17 @@ Inputs = Annotated[list[str | int | list[int]], Meta(min_length=1, max_length=10
 
 
 class EmbeddingsBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``input``: a text, texts, token ids, or lists of token ids."""
+    """``input``: a text, texts, token ids, or lists of token ids.
+
+    ``dimensions`` keeps the first of each vector. ``truncate`` is rbee's own: true cuts a text that is too long at its
+    end, false refuses it; without it the model's own files decide.
+    """
 
     input: str | Inputs
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    truncate: bool | None = None
 
 
 class EmbeddingsRoutes:
@@ -48,7 +55,7 @@ class EmbeddingsRoutes:
             request_id, "/v1/embeddings", client=client_of(request), deadline=deadline_of(request)
         )
         async with slot as running:
-            found = await served.embed(texts)
+            found = await served.embed(texts, dimensions=body.dimensions, truncate=body.truncate)
             running.tokens = found.prompt_tokens
         self._service.metrics.inference.observe(time.monotonic() - started)
         self._service.metrics.tokens.labels("prompt").inc(found.prompt_tokens)
@@ -61,7 +68,7 @@ class EmbeddingsRoutes:
         return json_response(answer, headers={REQUEST_ID_HEADER: request_id})
 
 
-def _encoded(vectors: Vectors, encoding: str) -> list[list[float]] | list[str]:
+def _encoded(vectors: Floats, encoding: str) -> list[list[float]] | list[str]:
     if encoding == "base64":
         little = vectors.astype(np.dtype("<f4"))
         return [base64.b64encode(vector.tobytes()).decode("ascii") for vector in little]

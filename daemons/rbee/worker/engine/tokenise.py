@@ -1,10 +1,12 @@
-"""Loads a model's tokenizer and reads from the model's own files how long a text may be."""
+"""Reads texts as an encoder's tokens: its tokenizer, and how long a text may be by the model's own files."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rbee.wire.errors import ConfigError
+from rbee.wire.errors import ConfigError, InvalidRequest
 from rbee.worker.engine.folder import TOKENIZER_FILE
 from rbee.worker.engine.recognise import UNBOUNDED_LENGTH, FolderFacts
 
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 DEFAULT_LENGTH = 2048
+PARALLELISM = "TOKENIZERS_PARALLELISM"
+CHUNK = 64
+"""Texts that are read in one call: the library makes Python's objects of them with the interpreter held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,8 @@ class LengthRule:
 
 def load_tokenizer(folder: Path) -> "tuple[Tokenizer, int | None]":
     """The model's tokenizer without padding and truncation, and the length it declared; raises ConfigError."""
+    # a thread reads each request's texts; threads of the library's own would take the model's cores
+    os.environ.setdefault(PARALLELISM, "false")
     from tokenizers import Tokenizer
 
     path = folder / TOKENIZER_FILE
@@ -53,3 +60,59 @@ def length_rule(facts: FolderFacts, declared_truncation: int | None, context_len
             return LengthRule(limit, truncate=True)
     # attention's memory grows with the square of the length: a model that names none is not without one
     return LengthRule(context_length if context_length is not None else DEFAULT_LENGTH, truncate=False)
+
+
+class TextReader:
+    """An encoder's tokenizer with its rule of length. Reading is for a thread: the library lets the loop go on."""
+
+    def __init__(self, tokenizer: "Tokenizer", rule: LengthRule) -> None:
+        self._tokenizer = tokenizer
+        self._rule = rule
+        self._vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def rows(self, texts: Sequence[str | Sequence[int]], truncate: bool | None) -> list[list[int]]:
+        """Token ids of each of ``texts`` (strings or token ids).
+
+        ``truncate`` True cuts the end of one that is too long, False refuses it, None does what the model's files say.
+        Raises InvalidRequest for one that is too long, empty, or has an id outside the vocabulary.
+        """
+        cut = self._rule.truncate if truncate is None else truncate
+        strings = [text for text in texts if isinstance(text, str)]
+        encoded = iter(self._encoded(strings, cut))
+        rows = [
+            next(encoded) if isinstance(text, str) else self._given(text, index, cut)
+            for index, text in enumerate(texts)
+        ]
+        for index, row in enumerate(rows):
+            self._check(row, index)
+        return rows
+
+    def _encoded(self, texts: Sequence[str], cut: bool) -> list[list[int]]:
+        rows: list[list[int]] = []
+        for first in range(0, len(texts), CHUNK):
+            chunk = texts[first : first + CHUNK]
+            rows.extend(found.ids for found in self._tokenizer.encode_batch_fast(chunk))
+        limit = self._rule.limit
+        return [self._cut(texts[at]) if cut and len(row) > limit else row for at, row in enumerate(rows)]
+
+    def _cut(self, text: str) -> list[int]:
+        special = self._tokenizer.num_special_tokens_to_add(False)
+        bare = self._tokenizer.encode(text, add_special_tokens=False)
+        bare.truncate(max(0, self._rule.limit - special))
+        return list(self._tokenizer.post_process(bare).ids)
+
+    def _given(self, ids: Sequence[int], index: int, cut: bool) -> list[int]:
+        if any(not 0 <= token < self._vocabulary for token in ids):
+            raise InvalidRequest(f"input {index} has a token id outside the vocabulary", param="input")
+        return list(ids[: self._rule.limit] if cut else ids)
+
+    def _check(self, row: Sequence[int], index: int) -> None:
+        if not row:
+            raise InvalidRequest(f"input {index} is empty: send at least one token", param="input")
+        limit = self._rule.limit
+        if len(row) > limit:
+            raise InvalidRequest(
+                f"input {index} has {len(row)} tokens and the model reads {limit}: shorten it, or ask to truncate",
+                details={"tokens": len(row), "limit": limit},
+                param="input",
+            )
