@@ -43,7 +43,7 @@ def build_model(definition: Definition, folder: ModelFolder, facts: ModelFacts, 
     if facts.task is Task.EMBED:
         budget = budget_for(Backend(definition.spec.backend), threads, definition.spec.max_batch_tokens)
         return Model(facts.task, _embedder(folder, facts, session, runner, budget), runner)
-    return Model(facts.task, TensorModel(session, folder.facts.graph, runner), runner)
+    return Model(facts.task, TensorModel(session, folder.facts.graph, runner, definition.spec.max_batch), runner)
 
 
 def device_spec(definition: Definition, threads: int) -> DeviceSpec:

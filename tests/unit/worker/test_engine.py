@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
 from tests.unit.worker import graphs
 
 from rbee.host.machine import DRIVER_ADVICE
@@ -25,7 +24,6 @@ from rbee.worker.engine.recognise import recognise
 from rbee.worker.engine.runtime import thread_count
 from rbee.worker.engine.sampling import SamplingParams, default_sampling
 from rbee.worker.engine.sessions import DeviceSpec, Runner, create_session, cuda_options, run_session
-from rbee.worker.engine.tensor import NamedTensor, TensorModel, to_array
 from rbee.worker.engine.text_model import TextModel
 from rbee.worker.engine.tokenise import load_tokenizer
 
@@ -149,110 +147,6 @@ async def test_a_model_the_runtime_refuses_is_a_config_error(models: Path) -> No
     with pytest.raises(ConfigError) as refused:
         create_session(models / "faulty-broken-file/model.onnx", CPU)
     assert str(models) not in refused.value.message
-
-
-@pytest.mark.parametrize(
-    ("datatype", "element", "data"),
-    [
-        ("BOOL", TensorProto.BOOL, [True, False]),
-        ("UINT8", TensorProto.UINT8, [0, 255]),
-        ("UINT16", TensorProto.UINT16, [0, 65535]),
-        ("UINT32", TensorProto.UINT32, [0, 2**32 - 1]),
-        ("UINT64", TensorProto.UINT64, [0, 2**64 - 1]),
-        ("INT8", TensorProto.INT8, [-128, 127]),
-        ("INT16", TensorProto.INT16, [-(2**15), 2**15 - 1]),
-        ("INT32", TensorProto.INT32, [-(2**31), 2**31 - 1]),
-        ("INT64", TensorProto.INT64, [-(2**63), 2**63 - 1]),
-        ("FP16", TensorProto.FLOAT16, [0.5, -2]),
-        ("FP32", TensorProto.FLOAT, [0.5, -2]),
-        ("FP64", TensorProto.DOUBLE, [0.1, -2]),
-        ("BYTES", TensorProto.STRING, ["bee", "é"]),
-    ],
-)
-async def test_every_datatype_goes_through(
-    tmp_path: Path, runner: Runner, datatype: str, element: int, data: list[object]
-) -> None:
-    path = graphs.identity(tmp_path / "model.onnx", element, "n")
-    model = TensorModel(create_session(path, CPU), read_folder(tmp_path).facts.graph, runner)
-    model.warm_up()
-    given = NamedTensor("x", datatype, to_array("x", datatype, [2], data))
-    (out,) = await model.infer([given], [])
-    assert (out.name, out.datatype, out.values.tolist()) == ("y", datatype, data)
-
-
-@pytest.mark.parametrize(
-    ("datatype", "shape", "data", "sentence"),
-    [
-        ("INT64", [2], [1.5, 2], "not INT64"),
-        ("UINT8", [1], [256], "does not fit UINT8"),
-        ("INT8", [1], ["a"], "not INT8"),
-        ("FP32", [2], [1, "a"], "not FP32"),
-        ("FP32", [2], [[1], [1, 2]], "ragged"),
-        ("FP32", [3], [1, 2], "has 2 elements and the shape asks for 3"),
-        ("FP32", [2, 1], [[1, 2]], "nested as"),
-        ("FP32", [-1], [1], "negative"),
-        ("FP32", [10**6, 10**6], [], "more than"),
-        ("BF16", [1], [1], "not known"),
-        ("BOOL", [1], [1], "not BOOL"),
-        ("FP32", [1], [None], "not FP32"),
-        ("FP32", [1], {"a": 1}, "not FP32"),
-        ("UINT64", [2], [2**64, 0], "does not fit UINT64"),
-        ("UINT64", [2], [2**63, 0.5], "not UINT64"),
-        ("UINT8", [1], [-1], "does not fit UINT8"),
-        ("FP32", [0, 10**22], [], "more than"),
-        ("FP32", [0, 10**9, 10**9], [], "more than"),
-        ("INT64", [2], [True, 1], "not INT64"),
-        ("FP32", [1], [10**400], "does not fit FP32"),
-        ("FP16", [1], [70000], "does not fit FP16"),
-        ("FP32", [20_001], ["x" * 10_000_000] + [""] * 20_000, "not FP32"),
-    ],
-)
-def test_data_that_does_not_fit_is_refused_by_name(
-    datatype: str, shape: list[int], data: object, sentence: str
-) -> None:
-    with pytest.raises(InvalidRequest, match=f"input 'x': .*{sentence}"):
-        to_array("x", datatype, shape, data)
-
-
-def test_texts_take_no_more_room_than_they_are_long() -> None:
-    texts = ["x" * 10_000_000] + [""] * 20_000
-    assert to_array("x", "BYTES", [20_001], texts).tolist() == texts
-
-
-async def test_inputs_are_held_against_the_model(models: Path, runner: Runner) -> None:
-    folder = read_folder(models / "tiny-tensor")
-    model = TensorModel(create_session(folder.model_file, CPU), folder.facts.graph, runner)
-    x = NamedTensor("x", "FP32", np.ones((1, 4), np.float32))
-    shift = NamedTensor("shift", "INT64", np.array([[5]]))
-    y, z = await model.infer([x, shift], [])
-    assert (y.values.tolist(), z.values.tolist()) == ([[2.5, 1.5, 3.0, 2.0]], [[7]])
-    assert [out.name for out in await model.infer([x, shift], ["z"])] == ["z"]
-    wide = NamedTensor("x", "FP32", np.ones((1, 5), np.float32))
-    for given, wanted, sentence in (
-        ([x], [], "input 'shift': missing"),
-        ([x, x, shift], [], "given twice"),
-        ([x, shift, NamedTensor("q", "FP32", x.values)], [], "no such input"),
-        ([NamedTensor("x", "FP64", x.values), shift], [], "the model wants FP32"),
-        ([wide, shift], [], "does not fit"),
-        ([x, shift], ["nope"], "no output 'nope'"),
-        ([x, shift], ["z", "z"], "asked for twice"),
-    ):
-        with pytest.raises(InvalidRequest, match=sentence):
-            await model.infer(given, wanted)
-
-
-@pytest.mark.parametrize(("kernel", "warm"), [(3, True), (60, True), (300, False)])
-def test_a_model_with_free_sizes_is_warmed_up_at_one_that_fits(
-    tmp_path: Path, runner: Runner, caplog: pytest.LogCaptureFixture, kernel: int, warm: bool
-) -> None:
-    weights = np.ones((1, 1, kernel, kernel), np.float32)
-    nodes = [helper.make_node("Conv", ["x", "w"], ["y"])]
-    image = graphs.value("x", TensorProto.FLOAT, "batch", 1, "height", "width")
-    output = graphs.value("y", TensorProto.FLOAT, "batch", 1, "h", "w2")
-    graphs.save(tmp_path / "model.onnx", nodes, [image], [output], (("w", weights),))
-    folder = read_folder(tmp_path)
-    TensorModel(create_session(folder.model_file, CPU), folder.facts.graph, runner).warm_up()
-    assert ("served without one" in caplog.text) is not warm
 
 
 def test_threads_follow_the_cgroups_quota(tmp_path: Path) -> None:

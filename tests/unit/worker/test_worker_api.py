@@ -97,41 +97,6 @@ async def test_openais_own_client_embeds(tmp_path: Path, models: Path) -> None:
             assert "/v1/embeddings" in (await other.json())["error"]["message"]
 
 
-async def test_open_inference_over_json(tmp_path: Path, models: Path) -> None:
-    async with client_of(tmp_path, models / "tiny-tensor") as (_, client):
-        assert (await (await client.get("/v2")).json())["name"] == "rbee-worker"
-        for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/tiny-tensor/ready"):
-            assert (await client.get(path)).status == 200
-        metadata = await (await client.get("/v2/models/tiny-tensor")).json()
-        assert metadata["inputs"][0] == {"name": "x", "datatype": "FP32", "shape": [-1, 4]}
-        x = {"name": "x", "shape": [2, 4], "datatype": "FP32", "data": [[1, 1, 1, 1], [0, 0, 0, 0]]}
-        shift = {"name": "shift", "shape": [2, 1], "datatype": "INT64", "data": [5, 0]}
-        url = "/v2/models/tiny-tensor/infer"
-        answer = await (await client.post(url, json={"id": "mine", "inputs": [x, shift]})).json()
-        assert (answer["model_name"], answer["id"]) == ("tiny-tensor", "mine")
-        assert answer["outputs"][0] == {
-            "name": "y",
-            "datatype": "FP32",
-            "shape": [2, 4],
-            "data": [2.5, 1.5, 3.0, 2.0, 0.5, -0.5, 1.0, 0.0],
-        }
-        assert answer["outputs"][1]["data"] == [7, 2]
-        one = await (await client.post(url, json={"inputs": [x, shift], "outputs": [{"name": "z"}]})).json()
-        assert [output["name"] for output in one["outputs"]] == ["z"]
-        for body, code in (
-            ({"inputs": [{**x, "parameters": {"binary_data_size": 4}}, shift]}, "UNSUPPORTED_PARAMETER"),
-            ({"inputs": [{**x, "shape": [2, 5]}, shift]}, "INVALID_REQUEST"),
-            ({"inputs": [x]}, "INVALID_REQUEST"),
-            ({"inputs": "x"}, "INVALID_REQUEST"),
-        ):
-            refused = await client.post(url, json=body)
-            assert (refused.status, (await refused.json())["error"]["code"]) == (400, code)
-        binary = await client.post(url, data=b"{}", headers={"Inference-Header-Content-Length": "2"})
-        assert (binary.status, (await binary.json())["error"]["code"]) == (400, "UNSUPPORTED_PARAMETER")
-        missing = await client.post("/v2/models/none/infer", json={"inputs": [x, shift]})
-        assert (missing.status, (await missing.json())["error"]["code"]) == (404, "MODEL_NOT_FOUND")
-
-
 @pytest.mark.parametrize(
     ("body", "code", "named"),
     [

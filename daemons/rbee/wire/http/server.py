@@ -94,7 +94,7 @@ async def read_json(request: web.Request, kind: type[T]) -> T:
     return decode_body(await read_body(request), kind)
 
 
-def decode_body(body: bytes, kind: type[T]) -> T:
+def decode_body(body: bytes | memoryview, kind: type[T]) -> T:
     """Decode JSON bytes strictly into ``kind``; raises InvalidRequest naming the field and what was expected."""
     try:
         return msgspec.json.decode(body, type=kind)

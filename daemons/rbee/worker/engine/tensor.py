@@ -1,35 +1,22 @@
-"""Tensors in, tensors out: JSON values of the Open Inference Protocol (KServe v2) to NumPy and back, checked.
-
-https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
-"""
+"""Tensors in, tensors out: any ONNX graph, fed and read by name, its runs shared where its definition says so."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from rbee.wire.errors import InferenceError, InvalidRequest
+from rbee.wire.errors import ConfigError, InferenceError, InvalidRequest
+from rbee.worker.engine import bfloat16
+from rbee.worker.engine.datatypes import BF16, BYTES, NAMES, invalid, storage_type
 from rbee.worker.engine.onnx_file import GraphFacts, TensorInfo
-from rbee.worker.engine.sessions import Array, Runner, Session, numpy_type, run_session
+from rbee.worker.engine.sessions import Array, Runner, RunOptions, Session, run_session
+from rbee.worker.engine.shared_runs import SharedRuns
+from rbee.worker.engine.tensor_batches import TensorRow, fixed_first_size, joined, next_rows, parted
 
 LOGGER = logging.getLogger(__name__)
-DATATYPES: Mapping[str, str] = {
-    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
-    "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
-    "BYTES": "string",
-}  # fmt: skip
-NAMES = {element: datatype for datatype, element in DATATYPES.items()}
-JSON_TYPES: Mapping[str, frozenset[type]] = {
-    "b": frozenset({bool}),
-    "u": frozenset({int}),
-    "i": frozenset({int}),
-    "f": frozenset({int, float}),
-    "O": frozenset({str}),
-}
-"""Types of JSON values that may become a kind of NumPy type without loss of meaning."""
-MOST_ELEMENTS = 1 << 26
+T = TypeVar("T")
 WARM_UP_SIZES = (1, 16, 64, 224)
 
 
@@ -42,52 +29,27 @@ class NamedTensor:
     values: Array
 
 
-def to_array(name: str, datatype: str, shape: Sequence[int], data: object) -> Array:
-    """The array of a JSON tensor, flat or nested row-major; raises InvalidRequest naming the input and the fault."""
-    element = DATATYPES.get(datatype)
-    if element is None:
-        raise _invalid(name, f"the datatype {datatype} is not known", accepted=sorted(DATATYPES))
-    count = _count(name, shape)
-    dtype = numpy_type(element)
-    # as objects first: NumPy's own guess for texts is an array in which each one takes the longest one's room
-    seen = np.array(data, dtype=object)
-    types = frozenset(map(type, seen.flat))
-    if list in types:
-        raise _invalid(name, "the data is ragged")
-    if not types <= JSON_TYPES[dtype.kind]:
-        raise _invalid(name, f"the data is not {datatype}")
-    try:
-        with np.errstate(over="raise"):
-            values = seen.astype(dtype)
-    except (ValueError, OverflowError, FloatingPointError):
-        raise _invalid(name, f"the data does not fit {datatype}") from None
-    if values.size != count:
-        raise _invalid(name, f"the data has {values.size} elements and the shape asks for {count}")
-    if values.ndim > 1 and list(values.shape) != list(shape):
-        raise _invalid(name, f"the data is nested as {list(values.shape)} and the shape is {list(shape)}")
-    return values.reshape(tuple(shape))
+@dataclass(frozen=True, slots=True)
+class TensorRequest:
+    """What one request gives, and the outputs that it wants: all of them where ``wanted`` is empty."""
+
+    given: Sequence[NamedTensor]
+    wanted: Sequence[str] = ()
 
 
-def _count(name: str, shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        if size < 0:
-            raise _invalid(name, "the shape has a negative size")
-        count *= size
-        if max(count, size) > MOST_ELEMENTS:
-            raise _invalid(name, f"the shape asks for more than {MOST_ELEMENTS} elements")
-    return count
+Reading = tuple[TensorRequest, Callable[[list[NamedTensor]], T]]
+"""A request, and what makes its answer of the outputs."""
 
 
 def check(tensor: NamedTensor, expected: TensorInfo) -> None:
     """Hold a tensor against the model's input; raises InvalidRequest with both sides in the details."""
     wanted = NAMES.get(expected.element, expected.element)
     if tensor.datatype != wanted:
-        raise _invalid(tensor.name, f"the datatype is {tensor.datatype} and the model wants {wanted}")
+        raise invalid(tensor.name, f"the datatype is {tensor.datatype} and the model wants {wanted}")
     shape, want = list(tensor.values.shape), protocol_shape(expected)
     fits = len(shape) == len(want) and all(size in (-1, have) for have, size in zip(shape, want, strict=True))
     if not fits:
-        raise _invalid(
+        raise invalid(
             tensor.name,
             f"the shape {shape} does not fit the model's {want} (-1 is any size)",
             shape=shape,
@@ -100,51 +62,75 @@ def protocol_shape(tensor: TensorInfo) -> list[int]:
     return [size if isinstance(size, int) and size >= 0 else -1 for size in tensor.shape]
 
 
-def to_json(values: Array) -> list[Any]:
-    """The flat row-major values of an output."""
-    return values.ravel().tolist()
-
-
-def _invalid(name: str, why: str, **details: object) -> InvalidRequest:
-    return InvalidRequest(f"input '{name[:64]}': {why}", details={"input": name[:64], **details}, param="inputs")
-
-
 class TensorModel:
-    """Any ONNX graph, fed and read by name."""
+    """An ONNX graph behind its names. ``max_batch`` rows of requests that overlap share a run; 1: none does."""
 
-    def __init__(self, session: Session, graph: GraphFacts, runner: Runner) -> None:
+    def __init__(self, session: Session, graph: GraphFacts, runner: Runner, max_batch: int = 1) -> None:
         self._session = session
         self._runner = runner
         self.inputs = graph.inputs
         self.outputs = graph.outputs
+        self._elements = {tensor.name: tensor.element for tensor in (*graph.inputs, *graph.outputs)}
+        self._shared: SharedRuns[TensorRow, list[Array]] | None = None
+        if max_batch > 1:
+            fixed = fixed_first_size((*graph.inputs, *graph.outputs))
+            if fixed is not None:
+                raise ConfigError(
+                    f"max_batch: the first size of the model's '{fixed}' is fixed, so no two requests fit into a run: "
+                    "leave max_batch out"
+                )
+            self._shared = SharedRuns(runner, self._run_joined, lambda waiting: next_rows(waiting, max_batch))
 
-    async def infer(self, given: Sequence[NamedTensor], wanted: Sequence[str]) -> list[NamedTensor]:
-        """Run on ``given``, return the outputs ``wanted`` (all where empty); raises InvalidRequest, InferenceError."""
-        feeds = self._feeds(given)
-        names = self._wanted(wanted)
-        arrays = await self._runner.step(lambda options: run_session(self._session, names, feeds, options))
-        elements = {tensor.name: tensor.element for tensor in self.outputs}
+    async def infer(self, read: Callable[[], Reading[T]]) -> T:
+        """Run on the request that ``read`` gives, and return its answer; reading and writing happen in a thread.
+
+        Raises what they raise, InvalidRequest for tensors that do not fit the model, InferenceError.
+        """
+        if self._shared is None:
+            return await self._runner.step(lambda options: self._whole(read, options))
+        row, write = await self._runner.step(lambda _: self._begin(read))
+        (arrays,) = await self._shared.results([row])
+        return await self._runner.step(lambda _: write(self._named(row.wanted, arrays)))
+
+    def _whole(self, read: Callable[[], Reading[T]], options: RunOptions) -> T:
+        row, write = self._begin(read)
+        return write(self._named(row.wanted, self._run(row.wanted, row.feeds, options)))
+
+    def _begin(self, read: Callable[[], Reading[T]]) -> tuple[TensorRow, Callable[[list[NamedTensor]], T]]:
+        request, write = read()
+        return TensorRow(self._feeds(request.given), self._wanted(request.wanted)), write
+
+    def _named(self, names: Sequence[str], arrays: Sequence[Array]) -> list[NamedTensor]:
+        datatypes = [NAMES.get(self._elements[name], self._elements[name]) for name in names]
         return [
-            NamedTensor(name, NAMES.get(elements[name], elements[name]), np.asarray(array))
-            for name, array in zip(names, arrays, strict=True)
+            NamedTensor(name, datatype, np.asarray(array))
+            for name, datatype, array in zip(names, datatypes, arrays, strict=True)
         ]
+
+    def _run(self, names: Sequence[str], feeds: Mapping[str, Array], options: RunOptions | None) -> list[Array]:
+        if BF16 in self._elements.values():
+            return bfloat16.run(self._session, names, feeds, self._elements, options)
+        return run_session(self._session, names, feeds, options)
+
+    def _run_joined(self, rows: Sequence[TensorRow], options: RunOptions) -> list[list[Array]]:
+        return parted(rows, self._run(rows[0].wanted, joined(rows), options))
 
     def _feeds(self, given: Sequence[NamedTensor]) -> dict[str, Array]:
         expected = {tensor.name: tensor for tensor in self.inputs}
         feeds: dict[str, Array] = {}
         for tensor in given:
             if tensor.name not in expected:
-                raise _invalid(tensor.name, "the model has no such input", inputs=sorted(expected))
+                raise invalid(tensor.name, "the model has no such input", inputs=sorted(expected))
             if tensor.name in feeds:
-                raise _invalid(tensor.name, "given twice")
+                raise invalid(tensor.name, "given twice")
             check(tensor, expected[tensor.name])
             feeds[tensor.name] = tensor.values
         missing = sorted(expected.keys() - feeds.keys())
         if missing:
-            raise _invalid(missing[0], "missing", missing=missing)
+            raise invalid(missing[0], "missing", missing=missing)
         return feeds
 
-    def _wanted(self, wanted: Sequence[str]) -> list[str]:
+    def _wanted(self, wanted: Sequence[str]) -> tuple[str, ...]:
         names = [tensor.name for tensor in self.outputs]
         unknown = [name for name in wanted if name not in names]
         if unknown:
@@ -153,7 +139,7 @@ class TensorModel:
             )
         if len(set(wanted)) < len(wanted):
             raise InvalidRequest("an output is asked for twice: name each one once", param="outputs")
-        return list(wanted) or names
+        return tuple(wanted or names)
 
     def warm_up(self) -> None:
         """One run on zeros, in the calling thread; raises InferenceError where the sizes are fixed and it fails.
@@ -165,7 +151,7 @@ class TensorModel:
         for size in WARM_UP_SIZES if free else WARM_UP_SIZES[:1]:
             feeds = {tensor.name: _zeros(tensor, size) for tensor in self.inputs}
             try:
-                run_session(self._session, [tensor.name for tensor in self.outputs], feeds)
+                self._run([tensor.name for tensor in self.outputs], feeds, None)
             except InferenceError:
                 if not free:
                     raise
@@ -178,6 +164,6 @@ def _zeros(tensor: TensorInfo, free: int) -> Array:
     """Zeros in the tensor's shape; a free first size is the batch and stays 1, other free ones are ``free``."""
     sizes = protocol_shape(tensor)
     shape = [size if size >= 0 else (free if at else 1) for at, size in enumerate(sizes)]
-    if tensor.element == "string":
+    if tensor.element == BYTES:
         return np.full(shape, "", dtype=object)
-    return np.zeros(shape, numpy_type(tensor.element))
+    return np.zeros(shape, storage_type(tensor.element))
