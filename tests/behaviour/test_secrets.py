@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from itertools import combinations
@@ -350,6 +351,46 @@ def replace_everywhere(running: Stack) -> None:
 def inference_works(running: Stack) -> None:
     answer = running.client.post("/v2/models/tiny-tensor/infer", daemons.TENSOR)
     assert answer.status == 200, answer.body
+
+
+@when("hive_callback_token is replaced and the queen is told to reload")
+def replace_for_the_queen(running: Stack, seen: dict[str, object]) -> None:
+    seen["alerts"] = len(daemons.records(running, "hive", " ALERT "))
+    _replace(running, "hive_callback_token", f"next-{running.tokens['hive_callback_token']}")
+    _hang_up(running, "queen")
+
+
+@then(parsers.parse("the hive writes one ALERT that says: {advice}"))
+def alert_says(running: Stack, seen: dict[str, object], advice: str) -> None:
+    until(lambda: len(daemons.records(running, "hive", " ALERT ")) > int(str(seen["alerts"])), 30)
+    assert advice in daemons.records(running, "hive", " ALERT ")[-1]
+
+
+@then(parsers.parse("in the next {seconds:d} s the queen refuses at most {most:d} requests of the hive"))
+def calm(running: Stack, seconds: int, most: int) -> None:
+    def refused() -> int:
+        return len(daemons.records(running, "queen", "authentication failed"))
+
+    before = refused()
+    time.sleep(seconds)  # a span in which nothing may happen cannot be waited for otherwise
+    assert refused() - before <= most
+
+
+@when("the hive is told to reload")
+def reload_the_hive(running: Stack) -> None:
+    _hang_up(running, "hive")
+
+
+@then("the hive is healthy again, with its worker known to the queen")
+def healthy_again(running: Stack) -> None:
+    caller = daemons.caller(running, "hive", running.tokens["hive_api_token"])
+    until(lambda: caller.get("/v1/health").json["callback"]["status"] == "ok", 30)
+    assert running.row(WORKER)["state"] == "idle"
+
+
+@then("the hive has written no second ALERT")
+def no_second_alert(running: Stack, seen: dict[str, object]) -> None:
+    assert len(daemons.records(running, "hive", " ALERT ")) == int(str(seen["alerts"])) + 1
 
 
 @when("the token file of the queen is made readable to all and SIGHUP is sent to it")

@@ -5,6 +5,7 @@ the number of workers and the hive never waits for the queen.
 """
 
 import asyncio
+import itertools
 import logging
 import random
 import time
@@ -15,6 +16,7 @@ import aiohttp
 import msgspec
 
 from rbee.hive.metrics import HiveMetrics
+from rbee.hive.refusal import is_refusal, sentence
 from rbee.hive.workers import Change
 from rbee.wire.backoff import delays
 from rbee.wire.errors import RbeeError
@@ -81,14 +83,15 @@ class Callbacks:
         self._sending: set[str] = set()
         self._idle = asyncio.Event()
         self._failed: set[str] = set()
+        self._refused = False
         self._detail_due: dict[str, asyncio.TimerHandle] = {}
         self._detail_sent: dict[str, float] = {}
         self.degraded_why = ""
 
     @property
     def degraded(self) -> bool:
-        """Whether reports fail with all their tries."""
-        return bool(self._failed)
+        """Whether reports fail with all their tries, or are not tried because the queen refuses the token."""
+        return self._refused or bool(self._failed)
 
     @property
     def waiting(self) -> int:
@@ -105,8 +108,16 @@ class Callbacks:
             self._cancel_pace(worker)
             self._send(worker)
 
+    def refuse(self, why: str) -> None:
+        """The queen refuses this hive's token: nothing is sent until she takes a heartbeat, which calls retry()."""
+        was_degraded, self._refused = self.degraded, True
+        self._now_degraded(why, was_degraded=was_degraded)
+
     def retry(self) -> None:
-        """Try again what failed; called at the pace of the heartbeat."""
+        """Try again what failed; called at the pace of the heartbeat, after one that the queen took."""
+        if self._refused:
+            self._refused = False
+            self._perhaps_recovered()
         for worker in list(self._owed):
             if worker not in self._detail_due:
                 self._send(worker)
@@ -131,7 +142,9 @@ class Callbacks:
             timer.cancel()
 
     def _send(self, worker: str) -> None:
-        if worker in self._owed and worker not in self._sending and len(self._sending) < self._settings.at_once:
+        if self._refused or worker not in self._owed or worker in self._sending:
+            return
+        if len(self._sending) < self._settings.at_once:
             self._sending.add(worker)
             self._tasks.start(self._deliver(worker), f"callback of {worker}")
 
@@ -140,8 +153,8 @@ class Callbacks:
         try:
             while (owed := self._owed.get(worker)) is not None:
                 sent = await self._try(worker, owed)
-                if sent is None:
-                    self._on_failed(worker)
+                if isinstance(sent, RbeeError):
+                    self._on_failed(worker, sent)
                     return
                 if self._owed.get(worker) is sent:
                     del self._owed[worker]
@@ -160,21 +173,20 @@ class Callbacks:
                 self._send(worker)
                 return
 
-    async def _try(self, worker: str, owed: Owed) -> Owed | None:
-        """Post the latest of a worker, again after each wait; returns what the queen accepted, or None."""
+    async def _try(self, worker: str, owed: Owed) -> Owed | RbeeError:
+        """Post the latest of a worker, again after each wait; returns what the queen accepted, or the last failure."""
         settings = self._settings
         # What failed with all its tries has one a heartbeat from then on.
         retries = 0 if worker in self._failed else settings.retries
         waits = delays(retries, settings.first_wait_s, settings.factor, settings.jitter, random.random)
-        for attempt in range(1, retries + 2):
+        for attempt in itertools.count(1):
             owed = self._owed.get(worker, owed)
             try:
                 await self._post(owed)
             except RbeeError as error:
                 if owed.ready:
                     self._metrics.ready_callbacks.labels("failure").inc()
-                wait = next(waits, None)
-                self.degraded_why = _sentence(error)
+                wait = None if self._refused else next(waits, None)
                 log(
                     LOGGER,
                     logging.WARNING,
@@ -183,17 +195,17 @@ class Callbacks:
                     attempt=attempt,
                     of=retries + 1,
                     retry_in_s=None if wait is None else round(wait, 3),
-                    why=self.degraded_why,
+                    why=sentence(error),
                 )
                 if wait is None:
-                    return None
+                    return error
                 await asyncio.sleep(wait)
             else:
                 if owed.ready:
                     self._metrics.ready_callbacks.labels("success").inc()
                     self._now_told(worker, owed)
-                return owed
-        return None
+                break
+        return owed
 
     def _now_told(self, worker: str, told: Owed) -> None:
         """A readiness that was told is not owed again by a newer report of the same life."""
@@ -226,31 +238,38 @@ class Callbacks:
             answer=answer.message,
         )
 
-    def _on_failed(self, worker: str) -> None:
-        first = not self._failed
+    def _on_failed(self, worker: str, error: RbeeError) -> None:
+        was_degraded = self.degraded
         self._failed.add(worker)
-        if first:
-            self._metrics.callback_degraded.set(1)
-            log(
-                LOGGER,
-                ALERT,
-                "the queen cannot be told of this machine's workers: every try failed; "
-                "check the queen, queen.callback_url and the token hive_callback_token",
-                alert=1,
-                worker=worker,
-                tries=self._settings.retries + 1,
-                why=self.degraded_why,
-            )
+        self._refused = self._refused or is_refusal(error)
+        self._now_degraded(sentence(error), was_degraded=was_degraded)
+
+    def _now_degraded(self, why: str, *, was_degraded: bool) -> None:
+        self.degraded_why = why
+        if was_degraded:
+            return
+        self._metrics.callback_degraded.set(1)
+        log(
+            LOGGER,
+            ALERT,
+            "the queen cannot be told of this machine's workers: "
+            "check the queen, queen.callback_url and the token hive_callback_token",
+            alert=1,
+            why=why,
+        )
+        self._on_degraded()
+
+    def _perhaps_recovered(self) -> None:
+        if not self.degraded:
+            self.degraded_why = ""
+            self._metrics.callback_degraded.set(0)
+            log(LOGGER, logging.INFO, "callbacks are delivered again")
             self._on_degraded()
 
     def _on_delivered(self, worker: str) -> None:
         if worker in self._failed:
             self._failed.discard(worker)
-            if not self._failed:
-                self.degraded_why = ""
-                self._metrics.callback_degraded.set(0)
-                log(LOGGER, logging.INFO, "callbacks are delivered again", worker=worker)
-                self._on_degraded()
+            self._perhaps_recovered()
         if worker not in self._owed and worker not in self._detail_due:
             self._forget_old_paces()
 
@@ -277,9 +296,3 @@ class Callbacks:
         for timer in self._detail_due.values():
             timer.cancel()
         self._detail_due.clear()
-
-
-def _sentence(error: RbeeError) -> str:
-    if error.status in (401, 403):
-        return f"the queen refuses this hive's token ({error.code}): give both the same hive_callback_token"
-    return f"{error.code}: {error.message}"

@@ -147,6 +147,8 @@ class HiveDaemon:
         self._put_tokens(config)
         if self._session is not None:
             _put_bearer(self._session, _callback_token(config))
+        if self._link is not None:
+            self._link.token_changed()
         waiting = needing_restart(self._config, config)
         if waiting:
             log(LOGGER, logging.WARNING, "these fields change with a restart only", fields=", ".join(waiting))
@@ -245,6 +247,7 @@ class HiveDaemon:
             machine=self._machine,
             on_change=self._on_way_changed,
             after_beat=self._callbacks.retry,
+            on_refused=self._callbacks.refuse,
         )
 
     def _api_url(self) -> str | None:

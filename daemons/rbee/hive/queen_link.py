@@ -16,6 +16,7 @@ import msgspec
 
 from rbee import __version__
 from rbee.hive.metrics import HiveMetrics
+from rbee.hive.refusal import is_refusal, sentence
 from rbee.hive.workers import WorkerTable
 from rbee.wire.errors import RbeeError
 from rbee.wire.http.client import fetch_json
@@ -31,6 +32,7 @@ SLOW_RETRY_S = 1.0
 NO_SESSION_RETRY_S = 30.0
 SESSION_SILENCE_S = 40.0
 _HELLO_LIMIT_S = 5.0
+_ROTATION_S = 0.8
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -49,7 +51,8 @@ class QueenLink:
     """Keeps the session and sends the heartbeats.
 
     ``machine`` reads the machine's facts; ``before_beat`` runs before each regular heartbeat (definitions are read
-    anew), ``after_beat`` after each accepted one; ``on_change`` when the queen became reachable or unreachable.
+    anew), ``after_beat`` after each accepted one; ``on_change`` when the queen became reachable or unreachable;
+    ``on_refused``, with the reason in a sentence, when she refuses this hive's token for longer than a rotation takes.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class QueenLink:
         machine: Callable[[], Awaitable[MachineFacts]],
         on_change: Callable[[], None],
         after_beat: Callable[[], None],
+        on_refused: Callable[[str], None],
     ) -> None:
         self._url = url
         self._session = session
@@ -74,11 +78,16 @@ class QueenLink:
         self._machine = machine
         self._on_change = on_change
         self._after_beat = after_beat
+        self._on_refused = on_refused
         self._random = random.random
         self._facts: MachineFacts | None = None
         self._beat_now = asyncio.Event()
         self._session_open = False
         self._lost_at: float | None = None
+        self._refused_at: float | None = None
+        self._refusal_told = False
+        self._taken = asyncio.Event()
+        self._taken.set()
         self.reachable = False
         self.instance_id = ""
         self.why = "not tried yet"
@@ -86,6 +95,12 @@ class QueenLink:
     def beat_now(self) -> None:
         """Send the whole picture without waiting for the next interval."""
         self._beat_now.set()
+
+    def token_changed(self) -> None:
+        """This hive has read its token anew: try at once, whatever was refused before."""
+        self._count_refusal(refused=False)
+        self._taken.set()
+        self.beat_now()
 
     # The session.
 
@@ -104,6 +119,7 @@ class QueenLink:
                 lost_at = time.monotonic()
                 self._set_reachable(reachable=False, why="the queen ended the session")
                 self.beat_now()  # a queen that only closed this stream answers at once
+            await self._taken.wait()  # where she refuses the token, one try a heartbeat is enough for both
             await asyncio.sleep(wait or reconnect_wait(time.monotonic() - lost_at, self._random()))
 
     async def _one_session(self) -> bool:
@@ -113,6 +129,8 @@ class QueenLink:
         async with self._session.get(url, timeout=timeout, allow_redirects=False) as response:
             if response.status != 200:
                 log(LOGGER, logging.DEBUG, "the queen offers no session", status=response.status)
+                if response.status in (401, 403):
+                    self._taken.clear()
                 return response.status not in (404, 405)
             decoder = SseDecoder()
             async for chunk in response.content.iter_any():
@@ -137,6 +155,9 @@ class QueenLink:
             if await self._beat():
                 self._lost_at = None
                 await self._wait(self._interval_s)
+            elif self._refused_at is not None:
+                # a rotation that both sides read within a second is no news; past that only a reload helps
+                await self._wait(self._interval_s if self._refusal_told else SLOW_RETRY_S)
             else:
                 now = time.monotonic()
                 self._lost_at = self._lost_at or now
@@ -172,13 +193,26 @@ class QueenLink:
             )
         except RbeeError as error:
             self._metrics.heartbeats.labels("failure").inc()
-            self._set_reachable(reachable=False, why=_sentence(error))
+            self._set_reachable(reachable=False, why=sentence(error))
+            self._count_refusal(refused=is_refusal(error))
             return False
         self._metrics.heartbeats.labels("success").inc()
         self._know_instance(answer.instance_id)
         self._set_reachable(reachable=True, why="")
+        self._count_refusal(refused=False)
+        self._taken.set()
         self._after_beat()
         return True
+
+    def _count_refusal(self, *, refused: bool) -> None:
+        if not refused:
+            self._refused_at, self._refusal_told = None, False
+            return
+        now = time.monotonic()
+        self._refused_at = self._refused_at or now
+        if not self._refusal_told and now - self._refused_at >= _ROTATION_S:
+            self._refusal_told = True
+            self._on_refused(self.why)
 
     def _know_instance(self, instance_id: str) -> None:
         if self.instance_id and instance_id != self.instance_id:
@@ -196,9 +230,3 @@ class QueenLink:
         else:
             log(LOGGER, logging.WARNING, "the queen is not reachable", why=why)
         self._on_change()
-
-
-def _sentence(error: RbeeError) -> str:
-    if error.status in (401, 403):
-        return "the queen refuses this hive's token: give both the same hive_callback_token"
-    return f"{error.code}: {error.message}"

@@ -11,6 +11,8 @@ from rbee.wire.errors import InvalidApiKey, MissingApiKey
 
 CHALLENGE = "Bearer"
 REDACTED = "[REDACTED]"
+REPLACED = "replaced_token"
+"""``details.reason`` of a refusal: the token was in force here until the latest rotation."""
 _LEAST_REDACTED = 8  # a shorter value is part of ordinary words
 
 
@@ -97,18 +99,24 @@ class TokenVerifier:
     """Tells from an Authorization header which role speaks.
 
     Every configured token is compared with the one presented, each in constant time, so that neither a match nor its
-    place in the list shows in the time taken.
+    place in the list shows in the time taken. The tokens that the latest rotation took out of force are known too: who
+    still presents one is told that it is the one to reload.
     """
 
     def __init__(self, tokens: Mapping[Role, Sequence[Secret]]) -> None:
         self._tokens: tuple[tuple[Role, Secret, bytes], ...] = ()
+        self._replaced: tuple[bytes, ...] = ()
         self.replace(tokens)
 
     def replace(self, tokens: Mapping[Role, Sequence[Secret]]) -> None:
         """Put other tokens in force; the next request is held against them."""
+        before = [digest for _, _, digest in self._tokens]
         self._tokens = tuple(
             (role, secret, _digest(secret.reveal())) for role, secrets in tokens.items() for secret in secrets
         )
+        in_force = {digest for _, _, digest in self._tokens}
+        # a reload that rotates nothing forgets nothing
+        self._replaced = tuple(digest for digest in before if digest not in in_force) or self._replaced
 
     @property
     def empty(self) -> bool:
@@ -123,6 +131,12 @@ class TokenVerifier:
         for role, secret, expected in self._tokens:
             if hmac.compare_digest(digest, expected):
                 found = Identity(role, secret.fingerprint)
+        replaced = [hmac.compare_digest(digest, old) for old in self._replaced]
+        if found is None and any(replaced):
+            raise InvalidApiKey(
+                "the token has been replaced here: its caller has to read the new one (systemctl reload)",
+                details={"reason": REPLACED, "identity": fingerprint(presented)},
+            )
         if found is None:
             raise InvalidApiKey(
                 "the token is not known here: check that it is the one of this daemon",

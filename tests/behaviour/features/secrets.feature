@@ -158,6 +158,16 @@ Feature: Tokens in files and credentials
     Then inference through the queen works
 
   @SECRET-12
+  Scenario: A hive whose queen alone read the new token says once what to do, is calm, and recovers by its reload
+    Given queen, hive and a worker run at log level debug
+    When hive_callback_token is replaced and the queen is told to reload
+    Then the hive writes one ALERT that says: systemctl reload rbee-hive
+    And in the next 4 s the queen refuses at most 3 requests of the hive
+    When the hive is told to reload
+    Then the hive is healthy again, with its worker known to the queen
+    And the hive has written no second ALERT
+
+  @SECRET-12
   Scenario: A bad token file leaves the old token in force
     Given queen, hive and a worker run at log level debug
     When the token file of the queen is made readable to all and SIGHUP is sent to it

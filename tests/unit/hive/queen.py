@@ -1,8 +1,10 @@
 """A queen of the tests: a real HTTP server that answers, refuses, fails or hangs as it is told."""
 
 import asyncio
+import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,9 +28,12 @@ class Queen:
         self.faults: list[int | str] = []
         self.instance_id = "queen-1"
         self.has_session = True
+        self.token: str | None = None  # any
+        self.refused: Counter[str] = Counter()
         self.sessions = 0
         self.port = 0
         self._news = asyncio.Event()
+        self._end_sessions = asyncio.Event()
         self._runner: web.AppRunner | None = None
 
     @property
@@ -53,10 +58,25 @@ class Queen:
             await self._runner.cleanup()
             self._runner = None
 
+    async def close_sessions(self) -> None:
+        """End every session that is open, as a queen that restarts does."""
+        self._end_sessions.set()
+        await asyncio.sleep(0)
+        self._end_sessions = asyncio.Event()
+
+    def _check(self, request: web.Request) -> None:
+        if self.token is None or request.headers.get("Authorization") == f"Bearer {self.token}":
+            return
+        self.refused[request.path.rpartition("/")[2]] += 1
+        self._news.set()
+        error = {"code": "INVALID_API_KEY", "message": "no", "details": {"reason": "unknown_token"}}
+        raise web.HTTPUnauthorized(text=json.dumps({"error": error}), content_type="application/json")
+
     async def _health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "healthy"})
 
     async def _post(self, request: web.Request) -> web.Response:
+        self._check(request)
         self.seen.append((request.path, await request.json(), request.headers.get("Authorization", "")))
         self.times.append(time.monotonic())
         self._news.set()
@@ -70,6 +90,7 @@ class Queen:
         return web.json_response(answer)
 
     async def _session(self, request: web.Request) -> web.StreamResponse:
+        self._check(request)
         if not self.has_session:
             raise web.HTTPNotFound
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -78,7 +99,9 @@ class Queen:
         hello = json.dumps({"instance_id": self.instance_id})
         await response.write(f"event: hello\ndata: {hello}\n\n".encode())
         self._news.set()
-        await asyncio.sleep(60)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(60):
+                await self._end_sessions.wait()
         return response
 
     def paths(self) -> list[str]:

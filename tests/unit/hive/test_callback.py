@@ -139,10 +139,43 @@ async def test_a_queen_that_is_gone_never_blocks_and_gets_the_latest(bench: Benc
 
 
 async def test_a_refused_token_says_what_to_do(bench: Bench) -> None:
-    bench.queen.faults = [401] * 4
+    bench.queen.token = "another"
     bench.callbacks.owe(report(1), Change.READY)
     await bench.settled()
     assert "give both the same hive_callback_token" in bench.callbacks.degraded_why
+    assert "systemctl reload rbee-queen" in bench.callbacks.degraded_why
+
+
+async def test_while_the_token_is_refused_nothing_is_tried_and_then_everything_is_told(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    bench.queen.token = "another"
+    bench.callbacks.owe(report(1), Change.READY)
+    await bench.settled()
+    assert bench.queen.refused == {"ready": 4}
+    bench.callbacks.refuse("the heartbeat is refused too")
+    for revision in range(2, 10):
+        bench.callbacks.owe(report(revision), Change.STATE)
+        bench.callbacks.owe(report(revision, worker=f"w{revision}"), Change.READY)
+    await bench.settled()
+    assert bench.queen.refused == {"ready": 4}
+    assert (bench.callbacks.degraded, bench.callbacks.waiting) == (True, 9)
+    assert len([record for record in caplog.records if record.levelno == ALERT]) == 1
+    bench.queen.token = TOKEN
+    bench.callbacks.retry()  # a heartbeat was taken
+    await bench.settled()
+    assert (bench.callbacks.degraded, bench.callbacks.waiting) == (False, 0)
+    assert bench.queen.refused == {"ready": 4}
+
+
+async def test_a_refusal_of_the_heartbeat_alone_is_degraded_until_one_is_taken(bench: Bench) -> None:
+    bench.callbacks.refuse("the queen refuses this hive's token")
+    assert bench.value("rbee_hive_callback_degraded") == 1
+    assert bench.news.is_set()
+    bench.callbacks.retry()
+    assert bench.value("rbee_hive_callback_degraded") == 0
+    assert not bench.callbacks.degraded
 
 
 async def test_readiness_that_failed_is_still_told_as_readiness(bench: Bench) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from tests.unit.hive.queen import Queen, queen_and_session
+from tests.unit.hive.queen import TOKEN, Queen, queen_and_session
 
 from rbee.hive.metrics import HiveMetrics
 from rbee.hive.queen_link import QueenLink, reconnect_wait
@@ -22,9 +22,8 @@ MACHINE = MachineFacts("node", 2, 1, 1, 1, 1)
 
 
 class Bench:
-    def __init__(self, queen: Queen, link: QueenLink, registry: CollectorRegistry) -> None:
-        self.queen, self.link, self.registry = queen, link, registry
-        self.beats = 0
+    def __init__(self, queen: Queen, link: QueenLink, registry: CollectorRegistry, refusals: list[str]) -> None:
+        self.queen, self.link, self.registry, self.refusals = queen, link, registry, refusals
 
     def beats_of(self, instance_id: str) -> int:
         return 0 if self.link.instance_id != instance_id else len(self.queen.seen)
@@ -41,16 +40,17 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         async def machine() -> MachineFacts:
             return MACHINE
 
+        refusals: list[str] = []
         link = QueenLink(
             queen.url, session, table, metrics,
             interval_s=30.0, api_url="http://127.0.0.1:9200", machine=machine,
-            on_change=lambda: None, after_beat=lambda: None,
+            on_change=lambda: None, after_beat=lambda: None, on_refused=refusals.append,
         )  # fmt: skip
         failures: list[BaseException] = []
         tasks = TaskOwner(failures.append)
         tasks.start(link.keep_session(), "session")
         tasks.start(link.keep_beating(), "beat")
-        yield Bench(queen, link, registry)
+        yield Bench(queen, link, registry, refusals)
         await tasks.close()
         assert not failures
 
@@ -90,13 +90,33 @@ async def test_a_queen_without_the_session_route_gets_heartbeats(bench: Bench) -
     assert bench.link.reachable
 
 
-async def test_a_refused_token_is_told_in_words(bench: Bench) -> None:
+async def test_a_refused_token_is_told_once_in_words_and_is_not_tried_again_and_again(bench: Bench) -> None:
+    await bench.queen.until(lambda: bench.queen.sessions == 1)
+    bench.queen.token = "another"
+    await bench.queen.close_sessions()
+    await bench.queen.until(lambda: bench.queen.refused["heartbeat"] >= 2)
+    await asyncio.sleep(4.0)  # at the pace of a lost queen it would be twenty tries
+    assert not bench.link.reachable
+    assert bench.queen.refused["heartbeat"] <= 4
+    assert bench.queen.refused["session"] <= 1
+    (why,) = bench.refusals
+    assert "give both the same hive_callback_token" in why
+    # this hive's reload: tried at once, and the session is back
+    bench.queen.token = TOKEN
+    bench.link.token_changed()
+    await bench.queen.until(lambda: bench.queen.sessions == 2)
+    assert bench.link.reachable
+    assert len(bench.refusals) == 1
+
+
+async def test_a_rotation_that_both_sides_read_within_a_second_is_no_news(bench: Bench) -> None:
     await bench.queen.until(lambda: bool(bench.queen.seen))
-    bench.queen.faults = [401] * 10
+    bench.queen.faults = [401]
     bench.link.beat_now()
     await bench.queen.until(lambda: len(bench.queen.seen) >= 3)
-    await asyncio.sleep(0.05)
-    assert "give both the same hive_callback_token" in bench.link.why
+    await asyncio.sleep(0.1)
+    assert bench.link.reachable
+    assert bench.refusals == []
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1, exclude_max=True))

@@ -84,3 +84,18 @@ def test_a_held_secret_is_redacted_and_one_let_go_is_forgotten() -> None:
     gc.collect()
     assert redacted("a long-enough-1 and long-enough-2") == "a [REDACTED] and long-enough-2"
     assert (held.reveal(), short.reveal()) == ("long-enough-1", "worker")
+
+
+def test_a_token_that_the_latest_rotation_took_out_of_force_is_told_from_one_that_never_was() -> None:
+    def reason(token: str) -> object:
+        with pytest.raises(InvalidApiKey) as refused:
+            verifier.verify(f"Bearer {token}")
+        return refused.value.details["reason"]
+
+    verifier = TokenVerifier({Role.HIVE: [Secret("first-token")]})
+    verifier.replace({Role.HIVE: [Secret("second-token")]})
+    verifier.replace({Role.HIVE: [Secret("second-token")]})  # a reload that rotates nothing
+    assert (reason("first-token"), reason("stranger")) == ("replaced_token", "unknown_token")
+    verifier.replace({Role.HIVE: [Secret("first-token")]})  # back again
+    assert verifier.verify("Bearer first-token").role is Role.HIVE
+    assert reason("second-token") == "replaced_token"
