@@ -1,7 +1,7 @@
 """bee-talk with a burden: the same answers, token by token, at a pace that a test can rely on."""
 
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 
@@ -16,7 +16,7 @@ _STATE, _TRIAL_STEPS = 64, 2000
 
 
 def build(folder: Path, seconds: float = TOKEN_SECONDS) -> None:
-    """bee-talk that takes about ``seconds`` longer for each run, calibrated on this machine.
+    """bee-talk that takes ``seconds`` more of a processor's time for each run, calibrated on this machine.
 
     A request takes its time however fast the machine is, so that a test can end it on the way. An empty folder is
     expected.
@@ -52,7 +52,7 @@ def step_seconds(path: Path) -> float:
     path.unlink()
     taken = []
     for _ in range(5):
-        started = perf_counter()
+        started = process_time()
         loaded.run(None, {"x": x})
-        taken.append(perf_counter() - started)
+        taken.append(process_time() - started)
     return min(taken) / _TRIAL_STEPS
