@@ -25,6 +25,15 @@ class Task(enum.StrEnum):
     TENSOR = "tensor"
 
 
+class ToolFormat(enum.StrEnum):
+    """How a model writes tool calls: the words of its family's chat templates."""
+
+    HERMES = "hermes"
+    LLAMA3_JSON = "llama3_json"
+    MISTRAL = "mistral"
+    MISTRAL_ARGS = "mistral_args"
+
+
 class PortRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """TCP ports to try, in order, both ends included."""
 
@@ -39,9 +48,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     (default: the folder's name). ``device`` counts CUDA devices from 0. ``slots`` bounds the requests that run at
     once. ``threads`` 0 means the cores this process may use. Durations are in seconds; ``idle_limit_s`` 0 means
     never stop for idleness, null means the hive's default. ``load_stall_s``: loading with no progress for this
-    long ends the start. ``gpu_mem_limit_mb`` bounds the CUDA arena. ``max_batch_tokens`` bounds the tokens, padding
-    counted, of one run of texts; null means what suits the device. ``max_batch`` is how many rows (first axis) of a
-    tensor model's requests may share a run; 1 means that each request runs by itself.
+    long ends the start. ``tool_format`` is how the model writes tool calls; without it the chat template tells.
+    ``gpu_mem_limit_mb`` bounds the CUDA arena. ``max_batch_tokens`` bounds the tokens, padding counted, of one run of
+    texts; null means what suits the device. ``max_batch`` is how many rows (first axis) of a tensor model's requests
+    may share a run; 1 means that each request runs by itself.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -58,6 +68,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     drain_limit_s: Annotated[float, Meta(gt=0)] = 27.0
     step_limit_s: Annotated[float, Meta(gt=0)] = 60.0
     max_context: Annotated[int, Meta(ge=1)] | None = None
+    tool_format: ToolFormat | None = None
     gpu_mem_limit_mb: Annotated[int, Meta(ge=64)] | None = None
     max_batch_tokens: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None
     max_batch: Annotated[int, Meta(ge=1, le=65536)] = 1

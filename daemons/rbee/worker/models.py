@@ -91,6 +91,7 @@ def _generator(
         context_length=min(lengths) if lengths else None,
         template=template,
         sampling=default_sampling(folder.facts.config("generation_config.json")),
+        tool_format=spec.tool_format,
     )
     decoder = Decoder(session, read_layout(folder.facts), device_name(spec.backend), spec.device)
     return SequentialGenerator(decoder, text, runner)

@@ -15,6 +15,7 @@ from tests.unit.worker import graphs
 from rbee.host.machine import DRIVER_ADVICE
 from rbee.wire.errors import ConfigError, InvalidRequest
 from rbee.wire.worker_spec import Backend
+from rbee.worker.engine.chat import Conversation
 from rbee.worker.engine.cuda_advice import advise
 from rbee.worker.engine.decoder import Cache, Decoder, read_layout, run_options
 from rbee.worker.engine.folder import read_folder
@@ -112,7 +113,7 @@ async def test_prompts_that_cannot_be_read_are_refused(generator: SequentialGene
         with pytest.raises(InvalidRequest, match=sentence):
             generator.text.encode(prompt)
     with pytest.raises(InvalidRequest, match="no chat template"):
-        generator.text.encode_messages([{"role": "user", "content": "hi"}])
+        generator.text.encode_chat(Conversation([{"role": "user", "content": "hi"}]))
 
 
 async def test_a_cancelled_step_ends_soon_and_its_age_is_known(tmp_path: Path, runner: Runner) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rbee.wire.errors import ConfigError, InvalidRequest
 from rbee.worker.engine import template_limits
-from rbee.worker.engine.chat import ChatTemplate
+from rbee.worker.engine.chat import ChatTemplate, Conversation
 from rbee.worker.engine.detokenise import Detokeniser, StopStrings
 
 
@@ -64,15 +64,15 @@ def test_a_chat_template_renders_and_its_refusal_is_the_callers_error() -> None:
         "{% if add_generation_prompt %}{{ bos_token }}{% endif %}"
     )
     template = ChatTemplate(source, {"bos_token": "<s>"})
-    assert template.render([{"role": "user", "content": "a"}]) == "<user>a<s>"
+    assert template.render(Conversation([{"role": "user", "content": "a"}])) == "<user>a<s>"
     with pytest.raises(InvalidRequest, match="no system here"):
-        template.render([{"role": "system", "content": "a"}])
+        template.render(Conversation([{"role": "system", "content": "a"}]))
 
 
 def test_a_chat_template_cannot_reach_python() -> None:
     template = ChatTemplate("{{ ''.__class__.__mro__[1].__subclasses__() }}", {})
     with pytest.raises(InvalidRequest):
-        template.render([])
+        template.render(Conversation([]))
     with pytest.raises(ConfigError, match="does not compile"):
         ChatTemplate("{% for %}", {})
 
@@ -99,11 +99,11 @@ def test_a_chat_template_without_end_or_sense_is_refused_in_time(source: str, mo
     template = ChatTemplate(source, {})
     started = time.monotonic()
     with pytest.raises(InvalidRequest):
-        template.render([{"role": "user", "content": "a"}])
+        template.render(Conversation([{"role": "user", "content": "a"}]))
     assert time.monotonic() - started < 5
 
 
 def test_a_long_conversation_is_rendered() -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.role }}{{ loop.index }}{% endfor %}", {})
-    assert template.render([{"role": "u", "content": ""}] * 3) == "u1u2u3"
-    assert len(template.render([{"role": "u", "content": ""}] * 30_000)) > 30_000
+    assert template.render(Conversation([{"role": "u", "content": ""}] * 3)) == "u1u2u3"
+    assert len(template.render(Conversation([{"role": "u", "content": ""}] * 30_000))) > 30_000

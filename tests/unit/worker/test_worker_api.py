@@ -55,8 +55,8 @@ async def test_openais_own_client_talks_to_a_generator(tmp_path: Path, models: P
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(model="other", messages=question)
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.chat.completions.create(model="bee-talk", messages=question, presence_penalty=1.5)
-        assert (refused.value.code, refused.value.param) == ("UNSUPPORTED_PARAMETER", "presence_penalty")
+            await client.chat.completions.create(model="bee-talk", messages=question, extra_body={"beams": 4})
+        assert (refused.value.code, refused.value.param) == ("UNSUPPORTED_PARAMETER", "beams")
         await client.chat.completions.create(
             model="bee-talk", messages=question, presence_penalty=0, n=1, max_completion_tokens=1,
             user="someone", metadata={"team": "bees"}, tool_choice="none",

@@ -16,13 +16,22 @@ SPECIAL = (PAD, BEGIN, END, USER, ASSISTANT, SYSTEM)
 STOP_MARKS = "?.!\n"
 
 CHAT_TEMPLATE = (
+    "{% if tools %}{{ '<|system|>\n' }}"
+    "{% for tool in tools %}{{ tool.function | tojson }}{{ '\n' }}{% endfor %}"
+    "{{ 'Call them by <tool_call>.<|end|>\n' }}{% endif %}"
     "{% for message in messages %}"
-    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
-    "{{ raise_exception('The roles are system, user and assistant.') }}{% endif %}"
-    "{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}"
+    "{% if message['role'] not in ['system', 'user', 'assistant', 'tool'] %}"
+    "{{ raise_exception('The roles are system, user, assistant and tool.') }}{% endif %}"
+    "{% set role = 'user' if message['role'] == 'tool' else message['role'] %}"
+    "{{ '<|' + role + '|>\n' + message['content'] }}"
+    "{% for call in message.tool_calls or [] %}"
+    "{{ '<tool_call>\n' }}{{ call.function | tojson }}{{ '\n</tool_call>' }}"
+    "{% endfor %}"
+    "{{ '<|end|>\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
+"""Tools and their calls are written as Hermes and Qwen models write them."""
 
 FULL_WEIGHT, COMMON_WEIGHT, SILENT_WEIGHT = 1.0, 0.03, 1e-6
 _FUNCTION_WORDS = """

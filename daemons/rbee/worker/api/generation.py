@@ -1,67 +1,88 @@
 """One generation behind any route: prompt, slot, deadline, measures; the routes differ in how they write it down."""
 
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from rbee.wire.errors import InvalidRequest
 from rbee.wire.worker_spec import Task
+from rbee.worker.api.streams import Item, side_by_side
+from rbee.worker.api.tools import ToolUse
+from rbee.worker.engine.chat import Conversation
 from rbee.worker.engine.embed import Embedder
 from rbee.worker.engine.generation import Finished, FinishReason, GenerateRequest, Generator, Piece
+from rbee.worker.engine.grammar import GrammarSpec
 from rbee.worker.engine.sampling import SamplingParams
 from rbee.worker.engine.tensor import TensorModel
+from rbee.worker.engine.text_model import TextModel
 from rbee.worker.requests import RunningRequest
 from rbee.worker.service import WorkerService, client_of, deadline_of, request_id_of
+
+_SEEDS = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked: text or token ids, or messages."""
+    """What is asked: text or token ids, or a conversation."""
 
     text: str | Sequence[int] | None = None
-    messages: Sequence[dict[str, str]] | None = None
+    conversation: Conversation | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How it is asked. ``max_tokens`` None means what the context leaves."""
+    """How it is asked. ``max_tokens`` None means what the context leaves; ``choices`` texts answer the one prompt.
+
+    ``grammar`` and enforced ``tools`` exclude each other.
+    """
 
     prompt: Prompt
     max_tokens: int | None
     sampling: SamplingParams
     stop: tuple[str, ...]
+    choices: int = 1
+    grammar: GrammarSpec | None = None
+    tools: ToolUse | None = None
 
 
 @dataclass(slots=True)
 class Generation:
-    """A generation that holds its slot. ``finished`` is set when its text has ended."""
+    """A generation that holds its slot. ``finished`` has each choice's end by its number once it came."""
 
     request_id: str
     prompt_tokens: int
-    items: AsyncIterator[Piece | Finished]
+    source: AsyncIterator[Item]
     running: RunningRequest
     started: float
     first_text_s: float | None = None
-    finished: Finished | None = None
+    finished: dict[int, Finished] = field(default_factory=dict)
+    tokens: dict[int, int] = field(default_factory=dict)
+
+    async def parts(self) -> AsyncIterator[Item]:
+        """Yield what each choice gives, with its number."""
+        async for index, item in self.source:
+            self.tokens[index] = item.tokens
+            self.running.tokens = sum(self.tokens.values())
+            if isinstance(item, Finished):
+                self.finished[index] = item
+            elif self.first_text_s is None:
+                self.first_text_s = time.monotonic() - self.started
+            yield index, item
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Yield each piece of text; afterwards ``finished`` is set."""
-        async for item in self.items:
-            self.running.tokens = item.tokens
-            if isinstance(item, Finished):
-                self.finished = item
-                return
-            if self.first_text_s is None:
-                self.first_text_s = time.monotonic() - self.started
-            yield item
+        """Yield each piece of the text, where there is one choice."""
+        async for _, item in self.parts():
+            if isinstance(item, Piece):
+                yield item
 
     @property
     def end(self) -> Finished:
         """How the text ended; a generation that was read to its end has one."""
-        return self.finished or Finished(FinishReason.LENGTH, self.running.tokens)
+        return self.finished.get(0) or Finished(FinishReason.LENGTH, self.running.tokens)
 
     @property
     def measures(self) -> dict[str, float | int]:
@@ -92,7 +113,7 @@ class Generation:
 async def generation(service: WorkerService, request: web.Request, wanted: Wanted) -> AsyncIterator[Generation]:
     """Take a slot, encode the prompt, and give out the generation; its slot is free when the block ends.
 
-    Raises what :meth:`RunningRequests.slot` raises, and InvalidRequest for a prompt that the model cannot read.
+    Raises what :meth:`RunningRequests.slot` raises, and InvalidRequest for a prompt or grammar that cannot be used.
     """
     generator: Generator = generator_of(service)
     route = request.match_info.route.resource
@@ -101,10 +122,9 @@ async def generation(service: WorkerService, request: web.Request, wanted: Wante
     request_id = request_id_of(request)
     slot = service.requests.slot(request_id, name, client=client_of(request), deadline=deadline_of(request))
     async with slot as running:
-        tokens = await _encode(generator, wanted.prompt)
-        asked = GenerateRequest(tokens, _most(generator, tokens, wanted.max_tokens), wanted.sampling, wanted.stop)
-        async with aclosing(generator.stream(asked)) as items:
-            found = Generation(request_id, len(tokens), items, running, started)
+        asked = await generator.prepare(lambda text: _requests(text, wanted))
+        async with side_by_side(generator, asked) as source:
+            found = Generation(request_id, len(asked[0].prompt), source, running, started)
             try:
                 yield found
             finally:
@@ -119,17 +139,23 @@ def generator_of(service: WorkerService) -> Generator:
     return served
 
 
-async def _encode(generator: Generator, prompt: Prompt) -> tuple[int, ...]:
-    messages = prompt.messages
-    if messages is not None:
-        return await generator.prepare(lambda text: text.encode_messages(messages))
-    return await generator.prepare(lambda text: text.encode(prompt.text or ""))
+def _requests(text: TextModel, wanted: Wanted) -> list[GenerateRequest]:
+    """One request a choice, each with a seed of its own."""
+    conversation, tools = wanted.prompt.conversation, wanted.tools
+    tokens = text.encode(wanted.prompt.text or "") if conversation is None else text.encode_chat(conversation)
+    left = text.context_length - len(tokens)
+    most = left if wanted.max_tokens is None else min(wanted.max_tokens, left)
+    grammar = wanted.grammar or (tools.grammar(text) if tools is not None else None)
+    compiled = text.grammars.compile(grammar) if grammar is not None else None
+    samplings = [
+        dataclasses.replace(wanted.sampling, grammar=compiled, seed=_seed(wanted.sampling.seed, choice))
+        for choice in range(wanted.choices)
+    ]
+    return [GenerateRequest(tokens, most, each, wanted.stop, keep_special=tools is not None) for each in samplings]
 
 
-def _most(generator: Generator, tokens: Sequence[int], asked: int | None) -> int:
-    """Tokens that may be generated: what was asked, within what the context leaves."""
-    left = generator.text.context_length - len(tokens)
-    return left if asked is None else min(asked, left)
+def _seed(seed: int | None, choice: int) -> int | None:
+    return None if seed is None else (seed + choice) % _SEEDS
 
 
 def _observe(service: WorkerService, found: Generation) -> None:

@@ -1,6 +1,5 @@
 """POST /v1/inference: text with typed events; DELETE /v1/inference/ID: cancel."""
 
-import msgspec
 from aiohttp import web
 
 from rbee.wire import context, names
@@ -9,36 +8,18 @@ from rbee.wire.http.server import json_response
 from rbee.worker.api.events import BoundedStream
 from rbee.worker.api.generation import Generation, Prompt, Wanted, generation, generator_of
 from rbee.worker.api.messages import Message, plain_messages
-from rbee.worker.api.parameters import (
-    MaxTokens,
-    Seed,
-    Stops,
-    Temperature,
-    TopK,
-    TopP,
-    read_parameters,
-    sampling_of,
-    stops_of,
-)
-from rbee.worker.engine.sampling import SamplingParams
+from rbee.worker.api.parameters import SamplingBody, check_end, read_parameters, sampling_of, stops_of
+from rbee.worker.api.structured import grammar_of
+from rbee.worker.engine.chat import Conversation
+from rbee.worker.engine.text_model import TextModel
 from rbee.worker.service import REQUEST_ID_HEADER, WorkerService
 
 
-class InferenceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/inference: ``prompt`` or ``messages``. ``temperature`` 0 is greedy.
-
-    Sampling that is not given is the model's own (generation_config.json).
-    """
+class InferenceBody(SamplingBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /v1/inference: ``prompt`` or ``messages``. ``temperature`` 0 is greedy."""
 
     prompt: str | list[int] | None = None
     messages: list[Message] | None = None
-    model: str | None = None
-    max_tokens: MaxTokens | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    seed: Seed | None = None
-    stop: Stops | None = None
     stream: bool = True
 
 
@@ -53,7 +34,7 @@ class InferenceRoutes:
         generator = generator_of(self._service)
         body = await read_parameters(request, InferenceBody)
         self._service.check_model(body.model)
-        wanted = _wanted(body, generator.text.sampling)
+        wanted = _wanted(body, generator.text)
         if not body.stream:
             return await self._whole(request, wanted)
         return await self._streamed(request, wanted)
@@ -100,9 +81,12 @@ class InferenceRoutes:
         return [("metrics", found.measures), ("end", end)]
 
 
-def _wanted(body: InferenceBody, default: SamplingParams) -> Wanted:
+def _wanted(body: InferenceBody, text: TextModel) -> Wanted:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("give either 'prompt' or 'messages'", details={"field": "prompt"}, param="prompt")
-    messages = plain_messages(body.messages) if body.messages is not None else None
-    sampling = sampling_of(body, default)
-    return Wanted(Prompt(body.prompt, messages), body.max_tokens, sampling, stops_of(body.stop))
+    conversation = Conversation(plain_messages(body.messages)) if body.messages is not None else None
+    grammar = grammar_of(body.response_format, body.structured_outputs)
+    if grammar is not None:
+        check_end(body)
+    prompt = Prompt(body.prompt, conversation)
+    return Wanted(prompt, body.max_tokens, sampling_of(body, text), stops_of(body.stop), grammar=grammar)

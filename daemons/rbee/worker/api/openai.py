@@ -3,137 +3,22 @@
 https://platform.openai.com/docs/api-reference/chat and /completions; what is not honoured is refused by name.
 """
 
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from functools import partial
 
-import msgspec
 from aiohttp import web
 
 from rbee.wire import context
-from rbee.wire.errors import InvalidRequest, RbeeError
+from rbee.wire.errors import RbeeError
 from rbee.wire.http.server import json_response
 from rbee.worker.api.events import BoundedStream
-from rbee.worker.api.generation import Generation, Prompt, Wanted, generation, generator_of
-from rbee.worker.api.messages import Message, plain_messages
-from rbee.worker.api.parameters import (
-    MaxTokens,
-    Seed,
-    Stops,
-    Temperature,
-    TopK,
-    TopP,
-    read_parameters,
-    sampling_of,
-    stops_of,
-)
+from rbee.worker.api.generation import Generation, Wanted, generation, generator_of
+from rbee.worker.api.openai_bodies import ChatBody, CompletionBody, OpenAiBody, chat_wanted, completion_wanted
+from rbee.worker.api.openai_shapes import ChatShape, ChoiceReader, CompletionShape, Delta
+from rbee.worker.api.parameters import read_parameters
 from rbee.worker.service import REQUEST_ID_HEADER, WorkerService
 
-COMPLETION_MAX_TOKENS = 16
-"""OpenAI's own default of /v1/completions."""
-
-
-class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``include_usage``: one more chunk with the token counts, before [DONE]."""
-
-    include_usage: bool = False
-
-
-class ChatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/chat/completions; ``max_completion_tokens`` is the newer name of ``max_tokens``."""
-
-    messages: list[Message]
-    model: str | None = None
-    max_tokens: MaxTokens | None = None
-    max_completion_tokens: MaxTokens | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    seed: Seed | None = None
-    stop: Stops | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-
-
-class CompletionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/completions; ``prompt`` is text, one text in a list, or token ids."""
-
-    prompt: str | list[int | str]
-    model: str | None = None
-    max_tokens: MaxTokens = COMPLETION_MAX_TOKENS
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    seed: Seed | None = None
-    stop: Stops | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Shape(ABC):
-    """How one answer is written: chat or plain completion."""
-
-    request_id: str
-    model: str
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    @abstractmethod
-    def chunk(self, text: str | None, finish: str | None, *, first: bool = False) -> dict[str, object]:
-        """A streamed piece, the first one, or the last one with its finish reason."""
-
-    @abstractmethod
-    def whole(self, text: str, found: Generation) -> dict[str, object]:
-        """The answer at once."""
-
-    @abstractmethod
-    def envelope(self, choices: list[Mapping[str, object]], *, streamed: bool) -> dict[str, object]:
-        """What stands around the choices."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatShape(Shape):
-    """chat.completion and chat.completion.chunk."""
-
-    def chunk(self, text: str | None, finish: str | None, *, first: bool = False) -> dict[str, object]:
-        """A delta; the first one names the role."""
-        delta: dict[str, object] = {"role": "assistant", "content": ""} if first else {}
-        if text is not None:
-            delta["content"] = text
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return self.envelope([choice], streamed=True)
-
-    def whole(self, text: str, found: Generation) -> dict[str, object]:
-        """One choice with the assistant's message, and usage."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": found.end.reason.value}
-        return {**self.envelope([choice], streamed=False), "usage": found.usage}
-
-    def envelope(self, choices: list[Mapping[str, object]], *, streamed: bool) -> dict[str, object]:
-        """Id, object, time and model."""
-        kind = "chat.completion.chunk" if streamed else "chat.completion"
-        head = {"id": f"chatcmpl-{self.request_id}", "object": kind, "created": self.created}
-        return {**head, "model": self.model, "choices": choices}
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionShape(Shape):
-    """text_completion, streamed or not."""
-
-    def chunk(self, text: str | None, finish: str | None, *, first: bool = False) -> dict[str, object]:
-        """A piece of text."""
-        choice = {"index": 0, "text": text or "", "logprobs": None, "finish_reason": finish}
-        return self.envelope([choice], streamed=True)
-
-    def whole(self, text: str, found: Generation) -> dict[str, object]:
-        """One choice with the text, and usage."""
-        return {**self.chunk(text, found.end.reason.value), "usage": found.usage}
-
-    def envelope(self, choices: list[Mapping[str, object]], *, streamed: bool) -> dict[str, object]:
-        """Id, object, time and model."""
-        head = {"id": f"cmpl-{self.request_id}", "object": "text_completion", "created": self.created}
-        return {**head, "model": self.model, "choices": choices}
+ShapeOf = partial[ChatShape] | partial[CompletionShape]
 
 
 class OpenAiRoutes:
@@ -149,58 +34,62 @@ class OpenAiRoutes:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
-        generator_of(self._service)
+        text = generator_of(self._service).text
         body = await read_parameters(request, ChatBody)
-        limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        prompt = Prompt(messages=plain_messages(body.messages))
-        return await self._answer(request, body, prompt, limit, ChatShape)
+        self._service.check_model(body.model)
+        wanted = chat_wanted(body, text)
+        return await self._answer(request, body, wanted, partial(ChatShape, logprobs=body.logprobs))
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/completions."""
-        generator_of(self._service)
+        generator = generator_of(self._service)
         body = await read_parameters(request, CompletionBody)
-        return await self._answer(request, body, Prompt(_one_prompt(body.prompt)), body.max_tokens, CompletionShape)
+        self._service.check_model(body.model)
+        wanted = completion_wanted(body, generator.text)
+        prompt = wanted.prompt.text
+        echo = ""
+        if body.echo:
+            echo = (
+                prompt if isinstance(prompt, str) else await generator.prepare(lambda text: text.decode(prompt or ()))
+            )
+        shape = partial(CompletionShape, logprobs=body.logprobs is not None, echo=echo)
+        return await self._answer(request, body, wanted, shape)
 
     async def _answer(
-        self,
-        request: web.Request,
-        body: ChatBody | CompletionBody,
-        prompt: Prompt,
-        limit: int | None,
-        shape: type[Shape],
+        self, request: web.Request, body: OpenAiBody, wanted: Wanted, shape: ShapeOf
     ) -> web.StreamResponse:
-        self._service.check_model(body.model)
-        if body.stream_options is not None and not body.stream:
-            raise InvalidRequest("stream_options goes with stream: true only", param="stream_options")
-        sampling = sampling_of(body, generator_of(self._service).text.sampling)
-        wanted = Wanted(prompt, limit, sampling, stops_of(body.stop))
         if body.stream:
-            usage = body.stream_options is not None and body.stream_options.include_usage
-            return await self._streamed(request, wanted, shape, usage=usage)
+            return await self._streamed(request, wanted, shape, usage=body.with_usage)
+        readers = _readers(wanted)
         async with generation(self._service, request, wanted) as found:
-            text = "".join([piece.text async for piece in found.pieces()])
-        answer = shape(found.request_id, self._service.definition.model).whole(text, found)
+            async for index, item in found.parts():
+                readers[index].read(item)
+        written = shape(found.request_id, self._service.definition.model)
+        answer = written.answer([reader.whole() for reader in readers], found.usage)
         return json_response(answer, headers={REQUEST_ID_HEADER: found.request_id})
 
     async def _streamed(
-        self, request: web.Request, wanted: Wanted, shape: type[Shape], *, usage: bool
+        self, request: web.Request, wanted: Wanted, shape: ShapeOf, *, usage: bool
     ) -> web.StreamResponse:
         stream: BoundedStream | None = None
+        # with usage asked for, every chunk has the field: null until the one that carries it
+        more: dict[str, object] = {"usage": None} if usage else {}
+        last: list[tuple[str | None, object]] = []
         try:
             async with generation(self._service, request, wanted) as found:
                 written = shape(found.request_id, self._service.definition.model)
-                headers = {REQUEST_ID_HEADER: found.request_id}
-                # with usage asked for, every chunk has the field: null until the one that carries it
-                more: dict[str, object] = {"usage": None} if usage else {}
-                pieces = found.pieces()
+                deltas = _deltas(found, wanted)
                 # the head waits for the first text: an error before it is an error answer, and may be tried elsewhere
-                piece = await anext(pieces, None)
-                stream = await BoundedStream.open(request, headers)
-                await stream.send(None, written.chunk(None, None, first=True) | more)
-                while piece is not None:
-                    await stream.send(None, written.chunk(piece.text, None) | more)
-                    piece = await anext(pieces, None)
-                last: list[tuple[str | None, object]] = [(None, written.chunk(None, found.end.reason.value) | more)]
+                delta = await anext(deltas, None)
+                stream = await BoundedStream.open(request, {REQUEST_ID_HEADER: found.request_id})
+                for index in range(wanted.choices):
+                    await _send(stream, written.opening(index), more)
+                while delta is not None:
+                    if len(found.finished) < wanted.choices:
+                        await _send(stream, written.chunk(delta), more)
+                    else:
+                        last.append((None, written.chunk(delta) | more))  # its reader finds the slot free
+                    delta = await anext(deltas, None)
                 if usage:
                     last.append((None, {**written.envelope([], streamed=True), "usage": found.usage}))
         except RbeeError as error:
@@ -211,12 +100,19 @@ class OpenAiRoutes:
         return stream.response
 
 
-def _one_prompt(prompt: str | list[int | str]) -> str | list[int]:
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1 and isinstance(prompt[0], str):
-        return prompt[0]
-    ids = [each for each in prompt if isinstance(each, int)]
-    if len(ids) != len(prompt):
-        raise InvalidRequest("prompt holds several texts: send one text, or token ids, in each request", param="prompt")
-    return ids
+def _readers(wanted: Wanted) -> list[ChoiceReader]:
+    tools = wanted.tools
+    return [ChoiceReader(index, tools.parser() if tools is not None else None) for index in range(wanted.choices)]
+
+
+async def _deltas(found: Generation, wanted: Wanted) -> AsyncIterator[Delta]:
+    readers = _readers(wanted)
+    async for index, item in found.parts():
+        delta = readers[index].read(item)
+        if not delta.is_empty:
+            yield delta
+
+
+async def _send(stream: BoundedStream, chunk: dict[str, object] | None, more: dict[str, object]) -> None:
+    if chunk is not None:
+        await stream.send(None, chunk | more)

@@ -1,21 +1,31 @@
 """Reads a body strictly: a parameter that is not honoured is refused by its name, never ignored."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from rbee.wire.errors import UnsupportedParameter
+from rbee.wire.errors import InvalidRequest, UnsupportedParameter
 from rbee.wire.http.server import decode_body, read_json
+from rbee.worker.api.structured import ResponseFormat, StructuredOutputs
 from rbee.worker.engine.sampling import SamplingParams
+from rbee.worker.engine.text_model import TextModel
 
 Temperature = Annotated[float, Meta(ge=0, le=10)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=0, le=1_000_000)]
+MinP = Annotated[float, Meta(ge=0, le=1)]
+RepetitionPenalty = Annotated[float, Meta(gt=0, le=10)]
+UsePenalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+LogitBias = Annotated[dict[Annotated[int, Meta(ge=0)], Bias], Meta(max_length=1024)]
 MaxTokens = Annotated[int, Meta(ge=1, le=1_000_000)]
+MinTokens = Annotated[int, Meta(ge=0, le=1_000_000)]
+Choices = Annotated[int, Meta(ge=1, le=16)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 Stop = Annotated[str, Meta(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Meta(max_length=16)] | Stop
 
@@ -23,14 +33,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "n": (1,),
     "best_of": (1,),
-    "presence_penalty": (0, 0.0),
-    "frequency_penalty": (0, 0.0),
     "logprobs": (False,),
     "top_logprobs": (0,),
     "echo": (False,),
-    "logit_bias": ({},),
     "tools": ([],),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "store": (False,),
@@ -40,6 +46,31 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 """Values of OpenAI's parameters that ask for nothing: a client may spell them out."""
 LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
 """OpenAI's parameters that tell a provider about the caller: no answer depends on them, and none is kept here."""
+
+
+class SamplingBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every route that generates takes: how tokens are chosen, when a text ends, what it must look like.
+
+    Each may be absent: the model's own files (generation_config.json) then say how tokens are chosen.
+    """
+
+    model: str | None = None
+    max_tokens: MaxTokens | None = None
+    min_tokens: MinTokens = 0
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    presence_penalty: UsePenalty = 0.0
+    frequency_penalty: UsePenalty = 0.0
+    logit_bias: LogitBias | None = None
+    seed: Seed | None = None
+    stop: Stops | None = None
+    ignore_eos: bool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    stream: bool = False
 
 
 async def read_parameters(request: web.Request, kind: type[T]) -> T:
@@ -66,29 +97,30 @@ def _is_neutral(name: str, value: object) -> bool:
     return name in LABELS or any(value == neutral and type(value) is type(neutral) for neutral in NEUTRAL.get(name, ()))
 
 
-class SamplingBody(Protocol):
-    """A body whose sampling parameters may each be absent."""
+def sampling_of(body: SamplingBody, text: TextModel, logprobs: int | None = None) -> SamplingParams:
+    """What the request says; the model's own defaults for what it leaves open.
 
-    @property
-    def temperature(self) -> float | None: ...
-
-    @property
-    def top_p(self) -> float | None: ...
-
-    @property
-    def top_k(self) -> int | None: ...
-
-    @property
-    def seed(self) -> int | None: ...
-
-
-def sampling_of(body: SamplingBody, default: SamplingParams) -> SamplingParams:
-    """What the request says; the model's own ``default`` for what it leaves open."""
+    Raises InvalidRequest where parameters do not go together, or name a token that the model does not have.
+    """
+    default = text.sampling
+    bias = tuple(sorted((body.logit_bias or {}).items()))
+    if bias and bias[-1][0] >= text.vocabulary:
+        _refuse("logit_bias", f"it names the token {bias[-1][0]}, and the model's last one is {text.vocabulary - 1}")
+    if body.max_tokens is not None and body.min_tokens > body.max_tokens:
+        _refuse("min_tokens", f"it is {body.min_tokens} and max_tokens is {body.max_tokens}")
     return SamplingParams(
         temperature=default.temperature if body.temperature is None else body.temperature,
         top_p=default.top_p if body.top_p is None else body.top_p,
         top_k=default.top_k if body.top_k is None else body.top_k,
+        min_p=default.min_p if body.min_p is None else body.min_p,
+        repetition_penalty=default.repetition_penalty if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
         seed=body.seed,
+        logit_bias=bias,
+        logprobs=logprobs,
+        ignore_eos=body.ignore_eos,
+        min_tokens=body.min_tokens,
     )
 
 
@@ -97,3 +129,14 @@ def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:
     if stop is None:
         return ()
     return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def check_end(body: SamplingBody) -> None:
+    """A grammar says itself where a text ends; raises InvalidRequest where the request says otherwise."""
+    for name, asked in (("ignore_eos", body.ignore_eos), ("min_tokens", body.min_tokens > 0)):
+        if asked:
+            _refuse(name, "the request's grammar says where the text ends: leave it out")
+
+
+def _refuse(name: str, why: str) -> NoReturn:
+    raise InvalidRequest(f"the field '{name}' is not acceptable: {why}", details={"field": name}, param=name)

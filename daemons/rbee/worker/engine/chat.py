@@ -3,7 +3,8 @@
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 from jinja2 import TemplateError
 
@@ -13,6 +14,20 @@ from rbee.worker.engine.template_limits import MOST_RENDERED, LimitedEnvironment
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 MOST_REASON = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a template is given: messages ({role, content, ...}), tools in OpenAI's shape, and variables of its own.
+
+    ``add_generation_prompt`` opens the assistant's turn at the end. ``extra`` never replaces a variable that the
+    protocol gives.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    add_generation_prompt: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ChatTemplate:
@@ -25,6 +40,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = _now
+        self.source = source
         self._environment = environment
         self._special = dict(special_tokens)
         try:
@@ -32,11 +48,18 @@ class ChatTemplate:
         except (TemplateError, RecursionError) as error:
             raise ConfigError(f"the model's chat template does not compile: {error}; fetch the model again") from None
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for ``messages`` ({role, content}); raises InvalidRequest with the template's own reason."""
+    def render(self, conversation: Conversation) -> str:
+        """The prompt for a conversation; raises InvalidRequest with the template's own reason."""
         self._environment.begin()
+        values = {
+            **conversation.extra,
+            **self._special,
+            "messages": list(conversation.messages),
+            "tools": list(conversation.tools) or None,
+            "add_generation_prompt": conversation.add_generation_prompt,
+        }
         try:
-            text = self._template.render(messages=list(messages), add_generation_prompt=True, **self._special)
+            text = self._template.render(values)
         except Exception as error:  # noqa: BLE001 - a template raises whatever its expressions do
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {str(error)[:MOST_REASON]}", param="messages"

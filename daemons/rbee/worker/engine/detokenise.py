@@ -67,7 +67,7 @@ class StopStrings:
         if found:
             self._held = ""
             return Released(whole[: min(found)], stopped=True)
-        keep = max((_overlap(whole, stop) for stop in self._stops), default=0)
+        keep = max((overlap(whole, stop) for stop in self._stops), default=0)
         self._held = whole[len(whole) - keep :]
         return Released(whole[: len(whole) - keep], stopped=False)
 
@@ -77,7 +77,7 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that begins ``stop``."""
     for size in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:size]):

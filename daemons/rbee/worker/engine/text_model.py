@@ -1,15 +1,18 @@
 """What a text model is apart from its graph: tokenizer, chat template, end of sequence, context, and its defaults."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rbee.wire.errors import InvalidRequest
-from rbee.worker.engine.chat import ChatTemplate
+from rbee.wire.worker_spec import ToolFormat
+from rbee.worker.engine.chat import ChatTemplate, Conversation
 from rbee.worker.engine.generation import GenerateRequest
+from rbee.worker.engine.grammar import GrammarCompiler
 from rbee.worker.engine.sampling import SamplingParams
 from rbee.worker.engine.text_row import TextRow
 from rbee.worker.engine.tokens import TokenTexts
+from rbee.worker.engine.tools import detect
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,12 +31,14 @@ class TextModel:
         context_length: int | None = None,
         template: ChatTemplate | None = None,
         sampling: SamplingParams | None = None,
+        tool_format: ToolFormat | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
         self.context_length = context_length or DEFAULT_CONTEXT
         self.sampling = sampling or SamplingParams()
         self._template = template
+        self.tool_format = tool_format or (detect(template.source) if template is not None else None)
 
     @cached_property
     def vocabulary(self) -> int:
@@ -44,6 +49,11 @@ class TextModel:
     def texts(self) -> TokenTexts:
         """The text of single tokens."""
         return TokenTexts(self.tokenizer)
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """What holds answers to a shape."""
+        return GrammarCompiler(self.tokenizer, self.eos_ids)
 
     def row(self, request: GenerateRequest) -> TextRow:
         """A text begins."""
@@ -67,10 +77,19 @@ class TextModel:
             )
         return ids
 
-    def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def encode_chat(self, conversation: Conversation) -> tuple[int, ...]:
         """Token ids of a conversation by the model's chat template; raises InvalidRequest."""
         if self._template is None:
             raise InvalidRequest(
                 "the model has no chat template: use /v1/completions, or `prompt` on /v1/inference", param="messages"
             )
-        return self.encode(self._template.render(messages), special=False)
+        return self.encode(self._template.render(conversation), special=False)
+
+    def special_token(self, text: str) -> int | None:
+        """The id of a special token by its text; None where the text is none."""
+        token = self.tokenizer.token_to_id(text)
+        return token if token is not None and self.grammars.is_special(token) else None

@@ -1,0 +1,195 @@
+"""How answers are written in OpenAI's shapes: whole or in chunks, chat or plain completion, with log probabilities."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rbee.worker.engine.generation import Finished, FinishReason, Piece, ScoredToken, TokenLogprob
+from rbee.worker.engine.tools import ToolCall, ToolCallParser
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new in one choice: text, whole tool calls, and the log probabilities where they were asked for.
+
+    ``first_call`` is how many calls the choice had before.
+    """
+
+    index: int
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    first_call: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to tell."""
+        return not (self.text or self.calls or self.logprobs or self.finish)
+
+
+class ChoiceReader:
+    """Reads the items of one choice, through the parser of tool calls where the request has tools."""
+
+    def __init__(self, index: int, parser: ToolCallParser | None = None) -> None:
+        self._index = index
+        self._parser = parser
+        self._calls = 0
+        self.deltas: list[Delta] = []
+
+    def read(self, item: Piece | Finished) -> Delta:
+        """What the item adds. All of them are kept in ``deltas``."""
+        text, calls = self._parsed(item)
+        first, self._calls = self._calls, self._calls + len(calls)
+        delta = Delta(self._index, text, tuple(calls), first, item.logprobs, self._finish(item))
+        self.deltas.append(delta)
+        return delta
+
+    def whole(self) -> Delta:
+        """All that was read, as one."""
+        calls = tuple(call for delta in self.deltas for call in delta.calls)
+        logprobs = tuple(each for delta in self.deltas for each in delta.logprobs)
+        text = "".join(delta.text for delta in self.deltas)
+        return Delta(self._index, text, calls, 0, logprobs, self.deltas[-1].finish if self.deltas else None)
+
+    def _parsed(self, item: Piece | Finished) -> tuple[str, list[ToolCall]]:
+        text = item.text if isinstance(item, Piece) else ""
+        if self._parser is None:
+            return text, []
+        found = self._parser.add(text) if isinstance(item, Piece) else self._parser.flush()
+        calls = [each for each in found if isinstance(each, ToolCall)]
+        return "".join(each for each in found if isinstance(each, str)), calls
+
+    def _finish(self, item: Piece | Finished) -> str | None:
+        if isinstance(item, Piece):
+            return None
+        return "tool_calls" if self._calls and item.reason is FinishReason.STOP else item.reason.value
+
+
+@dataclass(slots=True)
+class Shape(ABC):
+    """How one answer is written. ``logprobs``: they were asked for."""
+
+    request_id: str
+    model: str
+    logprobs: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def opening(self, index: int) -> Json | None:
+        """What a choice's stream begins with, if anything."""
+        del index
+        return None
+
+    @abstractmethod
+    def chunk(self, delta: Delta) -> Json:
+        """A streamed piece of one choice."""
+
+    @abstractmethod
+    def choice(self, whole: Delta) -> Json:
+        """One choice of the answer at once."""
+
+    @abstractmethod
+    def envelope(self, choices: Sequence[Mapping[str, object]], *, streamed: bool) -> Json:
+        """What stands around the choices."""
+
+    def answer(self, wholes: Sequence[Delta], usage: Mapping[str, int]) -> Json:
+        """The answer at once."""
+        return {**self.envelope([self.choice(each) for each in wholes], streamed=False), "usage": usage}
+
+
+@dataclass(slots=True)
+class ChatShape(Shape):
+    """chat.completion and chat.completion.chunk."""
+
+    def opening(self, index: int) -> Json | None:
+        """The role."""
+        choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
+        return self.envelope([{**choice, "finish_reason": None}], streamed=True)
+
+    def chunk(self, delta: Delta) -> Json:
+        """A delta of text, of calls, or of both."""
+        told: Json = {"content": delta.text} if delta.text else {}
+        if delta.calls:
+            told["tool_calls"] = [
+                {"index": at, **_call(call)} for at, call in enumerate(delta.calls, start=delta.first_call)
+            ]
+        choice = {"index": delta.index, "delta": told, "logprobs": self._logprobs(delta), "finish_reason": delta.finish}
+        return self.envelope([choice], streamed=True)
+
+    def choice(self, whole: Delta) -> Json:
+        """The assistant's message."""
+        message: Json = {"role": "assistant", "content": whole.text, "refusal": None}
+        if whole.calls:
+            message |= {"content": whole.text or None, "tool_calls": [_call(call) for call in whole.calls]}
+        logprobs = self._logprobs(whole, empty=True)
+        return {"index": whole.index, "message": message, "logprobs": logprobs, "finish_reason": whole.finish}
+
+    def envelope(self, choices: Sequence[Mapping[str, object]], *, streamed: bool) -> Json:
+        """Id, object, time and model."""
+        kind = "chat.completion.chunk" if streamed else "chat.completion"
+        head = {"id": f"chatcmpl-{self.request_id}", "object": kind, "created": self.created}
+        return {**head, "model": self.model, "choices": choices}
+
+    def _logprobs(self, delta: Delta, *, empty: bool = False) -> Json | None:
+        if not self.logprobs or not (delta.logprobs or empty):
+            return None
+        content = [
+            {**_scored(each.chosen), "top_logprobs": [_scored(other) for other in each.top]} for each in delta.logprobs
+        ]
+        return {"content": content, "refusal": None}
+
+
+@dataclass(slots=True)
+class CompletionShape(Shape):
+    """text_completion, streamed or not. ``echo`` begins every choice."""
+
+    echo: str = ""
+    _offsets: dict[int, int] = field(default_factory=dict)
+
+    def opening(self, index: int) -> Json | None:
+        """The prompt, where it is echoed."""
+        return self.chunk(Delta(index, self.echo)) if self.echo else None
+
+    def chunk(self, delta: Delta) -> Json:
+        """A piece of text."""
+        choice = {"index": delta.index, "text": delta.text, "logprobs": self._logprobs(delta)}
+        return self.envelope([{**choice, "finish_reason": delta.finish}], streamed=True)
+
+    def choice(self, whole: Delta) -> Json:
+        """The text."""
+        choice = {"index": whole.index, "text": self.echo + whole.text, "logprobs": self._logprobs(whole)}
+        return {**choice, "finish_reason": whole.finish}
+
+    def envelope(self, choices: Sequence[Mapping[str, object]], *, streamed: bool) -> Json:
+        """Id, object, time and model."""
+        del streamed
+        head = {"id": f"cmpl-{self.request_id}", "object": "text_completion", "created": self.created}
+        return {**head, "model": self.model, "choices": choices}
+
+    def _logprobs(self, delta: Delta) -> Json | None:
+        if not self.logprobs:
+            return None
+        offsets: list[int] = []
+        for each in delta.logprobs:
+            at = self._offsets.get(delta.index, 0)
+            offsets.append(at)
+            self._offsets[delta.index] = at + len(each.chosen.spelt.text)
+        return {
+            "tokens": [each.chosen.spelt.text for each in delta.logprobs],
+            "token_logprobs": [each.chosen.logprob for each in delta.logprobs],
+            "top_logprobs": [
+                {other.spelt.text: other.logprob for other in (*each.top, each.chosen)} for each in delta.logprobs
+            ],
+            "text_offset": offsets,
+        }
+
+
+def _scored(token: ScoredToken) -> Json:
+    return {"token": token.spelt.text, "logprob": token.logprob, "bytes": list(token.spelt.raw)}
+
+
+def _call(call: ToolCall) -> Json:
+    return {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
