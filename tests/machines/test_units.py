@@ -3,6 +3,7 @@
 The programs that the units start are a few lines that speak sd_notify: what is shown here is the units' own doing.
 """
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -17,6 +18,13 @@ TOKENS = ("rbee-queen.api_token", "rbee.hive_callback_token", "rbee.hive_api_tok
 SERVICES = ("rbee-queen.service", "rbee-hive.service", "rbee-worker@a.service")
 MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 WORKER = "rbee-worker@a.service"
+SECURITY = UNITS.parent / "docs/security.md"
+# What the table calls shorter than systemd-analyze does.
+CHECKS = {
+    "AF_UNIX": "RestrictAddressFamilies=~AF_UNIX",
+    "AF_INET": "RestrictAddressFamilies=~AF_(INET|INET6)",
+    "RootDirectory": "RootDirectory=/RootImage=",
+}
 
 PROGRAM = """#!/usr/bin/python3
 import os, signal, socket, sys, threading
@@ -105,6 +113,29 @@ def test_systemd_of_the_release_reads_the_units_without_a_warning(fresh: Machine
 @pytest.mark.parametrize("unit", SERVICES)
 def test_the_exposure_of_the_running_unit_is_at_most_1_5(node: Machine, unit: str) -> None:
     node.run(["systemd-analyze", "security", "--no-pager", "--threshold=15", unit])
+
+
+@pytest.mark.parametrize("unit", SERVICES)
+def test_docs_security_names_what_systemd_finds_open_and_its_sum(node: Machine, unit: str) -> None:
+    analyze = ["systemd-analyze", "security", "--no-pager"]
+    shown = node.run([*analyze, unit]).stdout
+    checks = json.loads(node.run([*analyze, "--json=short", unit]).stdout)
+    found = {check["name"]: float(check["exposure"]) for check in checks if check["exposure"] is not None}
+    assert documented(unit.replace("@a.", "@.")) == (re.findall(r"exposure level for \S+ (\d+\.\d)", shown)[0], found)
+
+
+def documented(unit: str) -> tuple[str, dict[str, float]]:
+    """The exposure of a unit in docs/security.md's table, and the weight of each check that is open, by its name."""
+    total, weights, current = "", {}, ""
+    for line in SECURITY.read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) != 4:
+            continue
+        current = cells[0] or current
+        if current == unit:
+            total = total or cells[1]
+            weights |= {name: float(weight) for name, weight in re.findall(r"(\w+) (\d\.\d)", cells[2])}
+    return total, {CHECKS.get(name, f"{name}="): weight for name, weight in weights.items()}
 
 
 @pytest.mark.parametrize(
@@ -311,6 +342,33 @@ def test_a_link_that_the_hive_makes_is_not_followed_to_give_a_folder_away(node: 
 
 def test_a_record_of_a_worker_carries_its_id(node: Machine) -> None:
     assert any("token" in record["MESSAGE"] for record in node.journal(None, "RBEE_WORKER=a"))
+
+
+@pytest.mark.parametrize(("daemon", "port"), [("queen", 8080), ("hive", 9200)])
+def test_a_daemon_that_cannot_start_says_why_and_one_restart_brings_it_back(
+    node: Machine, daemon: str, port: int
+) -> None:
+    service, socket = f"rbee-{daemon}.service", f"rbee-{daemon}.socket"
+    node.write(f"/usr/bin/rbee-{daemon}", "#!/bin/sh\nexit 78\n", 0o755)
+    node.systemctl("restart", service, check=False)
+
+    def refused() -> bool:
+        try:
+            node.connect(port).close()  # a caller whose connection waits in the socket
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    wait_until(refused, "the end of the socket", 60)
+    assert (node.unit(socket)["Result"], node.unit(service)["Result"]) == ("trigger-limit-hit", "exit-code")
+    for _ in range(3):  # tries before the reason is mended
+        node.systemctl("restart", service, check=False)
+        assert (node.unit(service)["Result"], node.unit(service)["ExecMainStatus"]) == ("exit-code", "78")
+    node.write(f"/usr/bin/rbee-{daemon}", PROGRAM, 0o755)
+    node.systemctl("restart", service)
+    assert states(node, service, socket) == ["active", "active"]
+    with node.connect(port) as connected:
+        assert connected.recv(64).decode() == "AF_INET"
 
 
 def test_a_reboot_brings_everything_back(node: Machine) -> None:

@@ -22,11 +22,11 @@ Feature: The Debian packages and the command on a machine that apt has set up
   Scenario: The doctor names what is missing and what to do, and exits 1
     When the token rbee.worker_api_token is taken away and rbee-hive is stopped
     Then rbee doctor exits 1 with these lines:
-      | line                                                                   |
-      | /etc/credstore/rbee.worker_api_token is missing                        |
-      | next: rbee credentials init, then systemctl reset-failed                |
-      | rbee-hive.service is inactive                                          |
-      | next: systemctl enable --now rbee-hive.service                         |
+      | line                                                                     |
+      | /etc/credstore/rbee.worker_api_token is missing                          |
+      | next: rbee credentials init, then systemctl restart rbee-queen rbee-hive |
+      | rbee-hive.service is inactive                                            |
+      | next: systemctl enable --now rbee-hive.service                           |
     And what was taken away is put back
 
   @ENGINE-05 @ENGINE-06

@@ -76,11 +76,8 @@ def units(systemd: Path = Path("/run/systemd/system")) -> Iterator[Finding]:
 
 
 def restart(*daemons: str) -> str:
-    """The commands that start daemons again after they failed: what waits in a socket starts a failing daemon again
-    and again, until systemd has enough of both.
-    """
-    units = " ".join(f"rbee-{daemon}.{kind}" for daemon in daemons for kind in ("socket", "service"))
-    return f"systemctl reset-failed {units} && systemctl restart {units}"
+    """The command that starts daemons again after they failed; their sockets come with them."""
+    return f"systemctl restart {' '.join(f'rbee-{daemon}' for daemon in daemons)}"
 
 
 def _show(unit: str) -> dict[str, str]:
@@ -102,8 +99,11 @@ def _unit(unit: str, package: str) -> Iterator[Finding]:
             yield warn("units", f"{unit} is active, not enabled: not so after a reboot", f"systemctl enable {unit}")
     elif state == "failed":
         why = facts.get("StatusText") or facts.get("Result", "")
-        again = restart(unit.removeprefix("rbee-").partition(".")[0])
-        yield fail("units", f"{unit} failed: {why}", f"systemctl status {unit}; once the reason is mended, {again}")
+        daemon = unit.removeprefix("rbee-").partition(".")[0]
+        # a daemon that failed and failed again while it was up: systemd counts the operator's own start as well
+        reset = f"systemctl reset-failed rbee-{daemon} && " if facts.get("Result") == "start-limit-hit" else ""
+        again = f"{reset}{restart(daemon)}"
+        yield fail("units", f"{unit} failed: {why}", f"systemctl status rbee-{daemon}; once it is mended, {again}")
     else:
         yield fail("units", f"{unit} is {state}", f"systemctl enable --now {unit}")
 
