@@ -99,6 +99,9 @@ class SqliteFile:
             raise sqlite3.OperationalError("it was written by a newer version of rbee: upgrade this one")
         for number, script in enumerate(self.MIGRATIONS[version:], start=version + 1):
             connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+        if version < len(self.MIGRATIONS):
+            # into the file itself: an older package reads the version there, and would not see it in the log beside it
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _keep_aside(self) -> Path:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.machines.testbed import cache, project
+from tests.machines.testbed import cache, project, trees
 from tests.machines.testbed.errors import TestbedError
 from tests.machines.testbed.machine import Machine
 from tests.machines.testbed.network import Network
@@ -20,6 +20,8 @@ from tests.machines.testbed.trees import Release
 
 RELEASES = [Release(name) for name in os.environ.get("RBEE_PACKAGES", Release.BOOKWORM).split()]
 NEXT = "0.99.0"
+MIGRATED = "of_the_next_version"
+"""The table that NEXT adds to the queen's database."""
 PACKAGES = ("rbee", "rbee-queen", "rbee-hive", "rbee-worker", "rbee-common")
 _CONTENT = ("daemons", "docs/examples", "docs/man", "packaging", "units", "pyproject.toml", "setup.cfg")
 _BUILDER = "tests/machines/testbed"
@@ -40,13 +42,16 @@ def repositories(release: Release) -> Repositories:
     Raises:
         TestbedError: packaging/build failed; its last lines are in the message.
     """
-    parts: list[str | bytes] = []
-    for part in _CONTENT:
-        path = CHECKOUT / part
-        parts += [part, path.read_bytes() if path.is_file() else cache.digest_files(path)]
-    key = cache.digest(parts)
-    this = cache.build_once("debs", f"{release}-this-{key}", lambda to: _build(release, to, CHECKOUT))
-    higher = cache.build_once("debs", f"{release}-next-{key}", lambda to: _build_higher(release, to))
+    # Copied first: what is edited while the first build runs would otherwise be in the second one.
+    with tempfile.TemporaryDirectory(prefix="rbee-snapshot-") as folder:
+        snapshot = _copy(CHECKOUT, Path(folder, "this"))
+        key = cache.digest(item for part in _CONTENT for item in (part, _content(snapshot / part)))
+        this = cache.build_once("debs", f"{release}-this-{key}", lambda to: _build(release, to, snapshot))
+        higher = cache.build_once(
+            "debs",
+            f"{release}-next-{key}",
+            lambda to: _build(release, to, _raised(_copy(snapshot, Path(folder, "next"))), "--no-lint"),
+        )
     for kind in ("this", "next"):
         _forget_old(f"{release}-{kind}-")
     return Repositories(this, higher)
@@ -68,27 +73,36 @@ def _build(release: Release, target: Path, checkout: Path, *options: str) -> Non
         raise TestbedError(f"packaging/build for {release} failed: {done.stdout[-1000:]}{done.stderr[-6000:]}")
 
 
-def _build_higher(release: Release, target: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="rbee-next-") as folder:
-        _build(release, target, _next_checkout(Path(folder)), "--no-lint")
+def _content(path: Path) -> str | bytes:
+    return path.read_bytes() if path.is_file() else cache.digest_files(path)
 
 
-def _next_checkout(folder: Path) -> Path:
-    """A copy of this checkout whose version is NEXT."""
+def _copy(checkout: Path, folder: Path) -> Path:
+    """Copy what builds the packages; it can build them, being no checkout of git."""
     for part in (*_CONTENT, _BUILDER):
         (folder / part).parent.mkdir(parents=True, exist_ok=True)
-        if (CHECKOUT / part).is_dir():
-            shutil.copytree(CHECKOUT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        if (checkout / part).is_dir():
+            shutil.copytree(checkout / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(CHECKOUT / part, folder / part)
+            shutil.copy(checkout / part, folder / part)
     for package in ("tests", "tests/machines"):
         (folder / package / "__init__.py").touch()
-    module = folder / "daemons/rbee/__init__.py"
+    return folder
+
+
+def _raised(checkout: Path) -> Path:
+    """Give a copy the version NEXT, with one more migration of the queen's database."""
+    module = checkout / "daemons/rbee/__init__.py"
     module.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{NEXT}"', module.read_text()))
-    changelog = folder / "packaging/debian/changelog"
+    database = checkout / "daemons/rbee/queen/database.py"
+    one_more = f'"CREATE TABLE {MIGRATED} (id INTEGER) STRICT;",'
+    database.write_text(
+        re.sub(r"^MIGRATIONS = \(\n.*?(?=^\))", rf"\g<0>{one_more}\n", database.read_text(), flags=re.M | re.S)
+    )
+    changelog = checkout / "packaging/debian/changelog"
     text = changelog.read_text()
     changelog.write_text(re.sub(r"^rbee \([^)]*\)", f"rbee ({NEXT})", text, count=1) + "\n" + text)
-    return folder
+    return checkout
 
 
 @contextmanager
@@ -112,11 +126,18 @@ def use(machine: Machine, repository: str, address: str | None = None) -> None:
     machine.run(["apt-get", "-q", "update"])
 
 
-def apt(machine: Machine, *arguments: str, check: bool = True) -> str:
-    """apt-get without questions; everything it said."""
-    settings = {"DEBIAN_FRONTEND": "noninteractive"}
+def apt(machine: Machine, *arguments: str, check: bool = True, needrestart: str = "l") -> str:
+    """apt-get without questions; everything it said. ``needrestart``: its mode where it is installed, list or auto."""
+    settings = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": needrestart}
     done = machine.run(["apt-get", "-q", "-y", *arguments], env=settings, timeout=300, check=check)
     return done.stdout + done.stderr
+
+
+def install_on_demand(machine: Machine, package: str) -> None:
+    """Install one of trees.ON_DEMAND with what it needs, from the files beside the machine's tree."""
+    folder = f"/{trees.ON_DEMAND_FOLDER}/{package}"
+    files = sorted(f"{folder}/{path.name}" for path in machine.path(folder).glob("*.deb"))
+    apt(machine, "install", "--no-install-recommends", *files)
 
 
 def version_in(machine: Machine, repository: str, package: str) -> str:

@@ -18,6 +18,9 @@ MASKED = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer"),
     *("e2scrub_reap.service", "systemd-networkd.service", "systemd-networkd.socket", "nftables.service"),
 )
+# Installed in no machine, and put beside its tree as files: a machine has no way to Debian.
+ON_DEMAND = ("autopkgtest", "needrestart")
+ON_DEMAND_FOLDER = "usr/share/testbed"
 MOUNT_POINTS = ("usr/lib/rbee/venv", "usr/lib/rbee/test-packages", "run/wheels", "run/project")
 
 
@@ -39,7 +42,7 @@ def tree(release: Release) -> Path:
     Raises:
         TestbedError: mmdebstrap failed; its last lines are in the message.
     """
-    key = cache.digest([release, *PACKAGES, *MASKED, *MOUNT_POINTS])
+    key = cache.digest([release, *PACKAGES, *MASKED, *MOUNT_POINTS, *ON_DEMAND, _DOWNLOAD])
 
     def build(folder: Path) -> None:
         _bootstrap(release, folder / "root")
@@ -48,8 +51,20 @@ def tree(release: Release) -> Path:
     return cache.build_once("trees", f"{release}-{key}", build) / "root"
 
 
+# A hook of mmdebstrap(1), which gives the root as $1; one folder a package, with all that the package needs besides.
+_DOWNLOAD = f"""set -e
+export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG
+for package in {" ".join(ON_DEMAND)}; do
+    apt-get clean
+    apt-get -q -y --no-install-recommends --download-only install $package
+    mkdir -p "$1/{ON_DEMAND_FOLDER}/$package"
+    mv "$1"/var/cache/apt/archives/*.deb "$1/{ON_DEMAND_FOLDER}/$package/"
+done"""
+
+
 def _bootstrap(release: Release, root: Path) -> None:
     options = [f"--aptopt={line}" for line in apt.network_options()]
+    options.append(f"--customize-hook={_DOWNLOAD}")
     command = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", f"--include={','.join(PACKAGES)}"]
     done = subprocess.run(
         [*command, *options, release, root, apt.mirror()], capture_output=True, text=True, check=False

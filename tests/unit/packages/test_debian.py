@@ -72,3 +72,15 @@ def test_the_cuda_packages_that_an_advice_names_are_those_that_the_package_and_t
     assert advised == set(line.replace("\\e", "").split())
     assert f"apt install {DRIVER_PACKAGE}" in page
     assert f"driver {OLDEST_DRIVER} or later" in page
+
+
+def test_a_downgrade_is_held_against_every_database() -> None:
+    asked = (DEBIAN / "environment").read_text()
+    daemons = CHECKOUT / "daemons"
+    found = []
+    for path in sorted(daemons.rglob("*.py")):
+        for kind in re.findall(r"^class (\w+)\(SqliteFile\)", path.read_text(), re.M):
+            module = ".".join(path.relative_to(daemons).with_suffix("").parts)
+            found.append((f"from {module} import {kind}\n" in asked, f"len({kind}.MIGRATIONS)" in asked, module))
+    assert found
+    assert [module for imported, counted, module in found if not (imported and counted)] == []

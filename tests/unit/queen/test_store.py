@@ -40,6 +40,8 @@ def test_migrations_are_counted_and_a_newer_file_is_refused(tmp_path: Path) -> N
     path = tmp_path / "queen.db"
     database = Database(path)
     database.open()
+    # in the file itself while the queen has it open: a package's preinst reads it there before a downgrade
+    assert int.from_bytes(path.read_bytes()[60:64], "big") == len(MIGRATIONS)
     database.close()
     with sqlite3.connect(path) as raw:
         assert raw.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
