@@ -28,10 +28,11 @@ def main() -> int:
     started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="rbee-debs-") as passing:
-            debs = build.build(options.release, Path(passing, "one"), lint=options.lint)
+            quick = options.quick
+            debs = build.build(options.release, Path(passing, "one"), lint=not quick, quick=quick)
             _say(f"built {source.version(options.release)} in {time.monotonic() - started:.0f} s")
             if options.twice:
-                again = build.build(options.release, Path(passing, "two"), lint=False)
+                again = build.build(options.release, Path(passing, "two"), lint=False, quick=quick)
                 different = build.differing(debs, again)
                 if different:
                     raise TestbedError(f"a second build gave other bytes: {', '.join(different)}")
@@ -56,7 +57,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=CHECKOUT / "build/repository", help="the repository's folder")
     parser.add_argument("--sign-key", type=Path, metavar="FILE", help="exported secret key; else one made and kept")
     parser.add_argument("--twice", action="store_true", help="build again and compare every byte")
-    parser.add_argument("--no-lint", dest="lint", action="store_false", help="leave out lintian")
+    parser.add_argument("--quick", action="store_true", help="for tests: without lintian, larger packages")
     return parser.parse_args()
 
 

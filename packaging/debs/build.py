@@ -28,10 +28,9 @@ mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 shift 4
 exec chroot "$root" setpriv --reuid=builder --regid=builder --clear-groups --inh-caps=-all -- \
-    env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 HOME=/nonexistent RBEE_WHEELS=/wheels \
-    DEB_BUILD_OPTIONS=noautodbgsym "$@"
+    env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 HOME=/nonexistent RBEE_WHEELS=/wheels "$@"
 """
-_BUILD = "cd /build/rbee && dpkg-buildpackage --build=binary --no-sign"
+_BUILD = "cd /build/rbee && DEB_BUILD_OPTIONS='noautodbgsym{more}' dpkg-buildpackage --build=binary --no-sign"
 _LINT = "cd /build && lintian --fail-on error,warning --tag-display-limit 0 --info ./*.changes"
 
 
@@ -44,8 +43,10 @@ def _place(release: Release) -> Iterator[Path]:
         cache.remove(folder)
 
 
-def build(release: Release, target: Path, *, lint: bool = True) -> list[Path]:
+def build(release: Release, target: Path, *, lint: bool = True, quick: bool = False) -> list[Path]:
     """Build the release's packages into ``target`` (with the record of the build); the .deb files, sorted.
+
+    ``quick`` compresses less, for what is soon thrown away.
 
     Raises:
         TestbedError: the build failed, or lintian found what no override explains; both have printed why.
@@ -56,7 +57,7 @@ def build(release: Release, target: Path, *, lint: bool = True) -> list[Path]:
         work.mkdir()
         source.copy(release, work / "rbee")
         subprocess.run(["chown", "-R", "1000:1000", work], check=True)
-        _run(folder, root, wheels, work, _BUILD, "dpkg-buildpackage")
+        _run(folder, root, wheels, work, _BUILD.format(more=" quick" if quick else ""), "dpkg-buildpackage")
         if lint:
             _run(folder, root, wheels, work, _LINT, "lintian")
         target.mkdir(parents=True, exist_ok=True)

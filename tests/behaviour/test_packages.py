@@ -109,6 +109,21 @@ def start_fails(node: Machine, seen: dict[str, Any]) -> None:
     assert re.search(r"lib[\w.]+ cannot be loaded; install \S+", status), status
 
 
+@when("a worker is spawned by rbee with backend cuda")
+def spawn_on_gpu(node: Machine, seen: dict[str, Any]) -> None:
+    command = ["rbee", "worker", "spawn", "gpu", "--model", f"file:///var/lib/rbee/models/{MODEL}", "--backend", "cuda"]
+    seen["spawn"] = node.run(command, check=False)
+
+
+@then("it exits 1, names the package nvidia-open and the backend cpu, and no worker is there")
+def gpu_refused(node: Machine, seen: dict[str, Any]) -> None:
+    done: Ran = seen["spawn"]
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "nvidia-open" in done.stderr, done.stderr
+    assert "cpu" in done.stderr
+    assert node.systemctl("list-units", "--all", "--plain", "--no-legend", "rbee-worker@gpu.service") == ""
+
+
 @when("apt is asked for rbee-worker of a higher version beside rbee-hive of this one")
 def ask_for_both(node: Machine, seen: dict[str, Any]) -> None:
     debs.use(node, "higher")

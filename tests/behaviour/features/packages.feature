@@ -34,6 +34,11 @@ Feature: The Debian packages and the command on a machine that apt has set up
     When a worker with backend cuda is started
     Then its start fails, and systemctl status names the library that cannot be loaded and the package to install
 
+  @FIT-07
+  Scenario: A GPU that is asked of a machine without a driver is refused with the package and what there is instead
+    When a worker is spawned by rbee with backend cuda
+    Then it exits 1, names the package nvidia-open and the backend cpu, and no worker is there
+
   @ENGINE-07
   Scenario: A worker of another version than its hive is refused by apt
     When apt is asked for rbee-worker of a higher version beside rbee-hive of this one

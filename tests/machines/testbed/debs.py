@@ -50,7 +50,7 @@ def repositories(release: Release) -> Repositories:
         higher = cache.build_once(
             "debs",
             f"{release}-next-{key}",
-            lambda to: _build(release, to, _raised(_copy(snapshot, Path(folder, "next"))), "--no-lint"),
+            lambda to: _build(release, to, _raised(_copy(snapshot, Path(folder, "next"))), "--quick"),
         )
     for kind in ("this", "next"):
         _forget_old(f"{release}-{kind}-")

@@ -112,7 +112,7 @@ async def _reported(run_dir: Path) -> AsyncIterator[Finding]:
         yield ok("callback", "the queen takes this hive's reports")
     else:
         why = told.get("why") or told.get("status", "unknown")
-        yield fail("callback", f"this hive's reports do not arrive: {why}", "both need the same hive_callback_token")
+        yield fail("callback", f"this hive's reports do not arrive: {why}", _status("hive"))
 
 
 def clock() -> Iterator[Finding]:
