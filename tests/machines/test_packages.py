@@ -1,7 +1,7 @@
 """The Debian packages on a bare machine: installed, served, upgraded under load, rebooted, removed, purged.
 
-The packages are built by packaging/build and kept under a key of their content. Debian 12 runs by default: another
-release takes another build of some minutes, and RBEE_PACKAGES="bookworm trixie" names both.
+The packages are built by packaging/build and kept under a key of their content. Each release takes two builds of a
+minute or two: RBEE_PACKAGES=bookworm leaves Debian 13 out.
 """
 
 import json

@@ -1,10 +1,14 @@
-"""Commands of the testbed: `prepare` builds what is cached, `unit-tests RELEASE` runs the unit tests in its tree."""
+"""Commands of the testbed.
+
+`prepare` builds what is cached, `build-packages` the Debian packages that tests install, and `unit-tests RELEASE` runs
+the unit tests in its tree.
+"""
 
 import subprocess
 import sys
 import time
 
-from tests.machines.testbed import cache, packages, project, trees
+from tests.machines.testbed import cache, debs, packages, project, trees
 from tests.machines.testbed.errors import TestbedError
 from tests.machines.testbed.network import Network
 from tests.machines.testbed.packages import CHECKOUT, TEST_PACKAGES, VENV
@@ -29,6 +33,14 @@ def prepare() -> None:
 
 def _say(what: str, started: float) -> None:
     print(f"testbed: {what} ({time.monotonic() - started:.0f} s)", flush=True)
+
+
+def build_packages() -> None:
+    """Build the Debian packages of each release that is to be tested, and their higher versions."""
+    started = time.monotonic()
+    for release in debs.RELEASES:
+        debs.repositories(release)
+        _say(f"the Debian packages for {release} are there", started)
 
 
 def unit_tests(release: Release, arguments: list[str]) -> int:
@@ -61,12 +73,16 @@ def main(arguments: list[str]) -> int:
             case ["prepare"]:
                 prepare()
                 return 0
+            case ["build-packages"]:
+                build_packages()
+                return 0
             case ["unit-tests", release, *rest] if release in list(Release):
                 return unit_tests(Release(release), rest)
     except TestbedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"usage: python -m tests.machines.testbed prepare | unit-tests {'|'.join(Release)} [pytest arguments]")
+    commands = f"prepare | build-packages | unit-tests {'|'.join(Release)} [pytest arguments]"
+    print(f"usage: python -m tests.machines.testbed {commands}")
     return 2
 
 

@@ -18,7 +18,7 @@ from tests.machines.testbed.network import Network
 from tests.machines.testbed.packages import CHECKOUT
 from tests.machines.testbed.trees import Release
 
-RELEASES = [Release(name) for name in os.environ.get("RBEE_PACKAGES", Release.BOOKWORM).split()]
+RELEASES = [Release(name) for name in os.environ.get("RBEE_PACKAGES", " ".join(Release)).split()]
 NEXT = "0.99.0"
 MIGRATED = "of_the_next_version"
 """The table that NEXT adds to the queen's database."""
