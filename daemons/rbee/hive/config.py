@@ -47,8 +47,12 @@ class QueenSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Files that hold the tokens, one per hop; null means the credential of that name, if there is one."""
+    """Files that hold the tokens, one per hop; null means the credential of that name, if there is one.
 
+    ``hf_token`` is presented to the hub that models come from.
+    """
+
+    hf_token: PathText | None = None
     hive_api_token: PathText | None = None
     hive_callback_token: PathText | None = None
     worker_api_token: PathText | None = None
@@ -61,6 +65,26 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_lines: Annotated[int, Meta(ge=1, le=100_000)] = 10_000
     log_streams: Annotated[int, Meta(ge=1, le=256)] = 16
     health_checks_at_once: Annotated[int, Meta(ge=1, le=256)] = 16
+
+
+class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How models are fetched and how much room they may take.
+
+    ``hf_endpoint`` is the hub of ``hf:`` references (null: HF_ENDPOINT, else huggingface.co). ``bandwidth_limit_mbps``
+    bounds all downloads together, in megabits per second. ``disk_reserve_mb`` stays free whatever is fetched.
+    ``disk_budget_mb`` bounds the models that were fetched: over it the least recently used go; null: none goes by
+    itself. A source that sends nothing for ``stall_limit_s`` counts as stalled; no wait between two tries is over
+    ``retry_most_s``. MB are 10^6 bytes.
+    """
+
+    hf_endpoint: Annotated[str, Meta(pattern=r"^https?://[A-Za-z0-9.\[\]:_/-]+$", max_length=300)] | None = None
+    bandwidth_limit_mbps: Annotated[float, Meta(gt=0)] | None = None
+    disk_budget_mb: Annotated[int, Meta(ge=1)] | None = None
+    disk_reserve_mb: Annotated[int, Meta(ge=0)] = 512
+    downloads_at_once: Annotated[int, Meta(ge=1, le=16)] = 2
+    downloads_waiting: Annotated[int, Meta(ge=1, le=1000)] = 64
+    stall_limit_s: Seconds = 60.0
+    retry_most_s: Annotated[float, Meta(gt=0, le=600)] = 30.0
 
 
 class HiveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,6 +107,7 @@ class HiveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state_dir: PathText = "/var/lib/rbee"
     run_dir: PathText = "/run/rbee"
     limits: Limits = Limits()
+    models: ModelSettings = ModelSettings()
     tokens: Tokens = Tokens()
     admin_users: list[Annotated[str, Meta(min_length=1, max_length=64)]] = []
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"

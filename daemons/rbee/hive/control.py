@@ -10,6 +10,7 @@ import msgspec
 from rbee.hive.config import HiveConfig
 from rbee.hive.definitions import Definition, Definitions, model_folder
 from rbee.hive.health import HealthChecks
+from rbee.hive.provision import Provision
 from rbee.hive.report import Worker
 from rbee.hive.workers import WorkerTable
 from rbee.host.addresses import answers_here
@@ -26,6 +27,7 @@ from rbee.wire.errors import (
 )
 from rbee.wire.log import log
 from rbee.wire.messages import ExternalReady, SpawnRequest, WorkerReport, WorkerState
+from rbee.wire.model_reference import parse
 from rbee.wire.worker_spec import Backend, WorkerSpec
 
 LOGGER = logging.getLogger(__name__)
@@ -45,12 +47,14 @@ class Control:
         units: UnitSupervisor,
         definitions: Definitions,
         health: HealthChecks,
+        provision: Provision,
     ) -> None:
         self._config = config
         self._table = table
         self._units = units
         self._definitions = definitions
         self._health = health
+        self._provision = provision
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
 
@@ -62,7 +66,8 @@ class Control:
         """Start a worker; returns its row and whether it was started by this call.
 
         One that runs already with the same definition is left alone. Raises InvalidModelReference,
-        BackendUnavailable, InvalidDevice, Conflict, WorkerNotFound, SystemdUnavailable.
+        BackendUnavailable, InvalidDevice, Conflict, WorkerNotFound, TooManyRequests, SystemdUnavailable. One whose
+        model is not here yet waits for it as loading, and starts then.
         """
         if request.hive_id is not None and request.hive_id != self._table.hive_id:
             raise InvalidRequest("this spawn is for another hive", details={"field": "hive_id"})
@@ -73,7 +78,7 @@ class Control:
                 raise Conflict(f"{request.worker_id} is a worker outside systemd: stop it, or choose another id")
             definition = await self._definition(request)
             worker = self._table.find(request.worker_id)
-            if worker is not None and _is_up(worker):
+            if self._provision.waits(request.worker_id) or (worker is not None and _is_up(worker)):
                 return self._row_in(request.worker_id), False
             log(
                 LOGGER,
@@ -85,11 +90,19 @@ class Control:
                 model_ref=request.model_ref or (definition.spec.model if definition.spec else None),
                 node=self._table.hive_id,
             )
-            await self._start(request.worker_id)
+            model = definition.spec.model if definition.spec else ""
+            if not await self._provision.begin(request.worker_id, model, self._start_provided):
+                await self._start(request.worker_id)
             return self._row_in(request.worker_id), True
+
+    async def _start_provided(self, worker_id: str) -> None:
+        """Start a worker whose model came."""
+        async with self._order(worker_id):
+            await self._start(worker_id)
 
     async def _start(self, worker_id: str) -> None:
         self._table.set_stop_reason(worker_id, "")
+        self._table.set_fetch_failure(worker_id, "")
         await self._forget_starts(worker_id)
         await self._units.start_unit(worker_id)
 
@@ -153,11 +166,11 @@ class Control:
         """The definition that a request asks for, checked against this machine; blocks."""
         backend = _backend(request.backend)
         _check_device(backend, request.device)
-        folder = model_folder(reference, self._config.roots)
+        model = reference if parse(reference).fetched else str(model_folder(reference, self._config.roots))
         try:
             return msgspec.convert(
                 {
-                    "model": str(folder),
+                    "model": model,
                     "name": request.name,
                     "task": request.task.value,
                     "backend": backend.value,
@@ -180,6 +193,7 @@ class Control:
             log(LOGGER, logging.INFO, "worker.stop", event="worker.stop", actor=actor, worker=worker_id, reason=reason)
             if worker.external is not None:
                 return self._table.unregister_external(worker_id)
+            await self._provision.cancel(worker_id)
             with self._because(worker_id, reason):
                 await self._units.stop_unit(worker_id)
             if forget and await asyncio.to_thread(self._definitions.forget, worker_id):

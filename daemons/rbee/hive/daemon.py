@@ -23,6 +23,11 @@ from rbee.hive.health import HealthChecks
 from rbee.hive.logs import JournalLogs, KeptLogs, LogSource
 from rbee.hive.machine_watch import MachineWatch
 from rbee.hive.metrics import HiveMetrics
+from rbee.hive.models.metrics import ModelMetrics
+from rbee.hive.models.orders import ModelOrders
+from rbee.hive.models.routes import ModelRoutes
+from rbee.hive.models.store import ModelStore
+from rbee.hive.provision import Provision, users_of_models
 from rbee.hive.queen_link import QueenLink
 from rbee.hive.workers import Change, WorkerTable
 from rbee.host.config import Loaded
@@ -89,7 +94,9 @@ class HiveDaemon:
             on_idle=self._stop_idle,
             idle_default_s=lambda: self._config.idle_limit_s,
         )
-        self._control = Control(config, self._table, self._units, self._definitions, self._health)
+        self._store = ModelStore(config, ModelMetrics(registry), self._users_of_models)
+        self._provision = Provision(self._store, self._table)
+        self._control = Control(config, self._table, self._units, self._definitions, self._health, self._provision)
         self._api = HiveApi(config, self._table, self._control, self._logs, Probe(config.paths.config_dir), self.health)
         app = build_app(
             verifier=self._verifier,
@@ -97,6 +104,7 @@ class HiveDaemon:
             metrics=HttpMetrics(registry, "rbee_hive"),
         )
         self._api.add_to(app)
+        ModelRoutes(self._store, ModelOrders(self._store, config.paths.state_dir)).add_to(app)
         app.router.add_get("/metrics", metrics_handler(registry))
         self._server = Server(app, self._sockets, _CLOSE_GRACE_S)
         self._session: aiohttp.ClientSession | None = None
@@ -113,6 +121,7 @@ class HiveDaemon:
             self._open_way_to_queen(callback_url(url))
         await self._units.start(self._table)
         await self._read_definitions()
+        await self._store.open()
         self._table.go_live()
         await self._server.start()
         self._serving = True
@@ -154,6 +163,7 @@ class HiveDaemon:
             log(LOGGER, logging.WARNING, "these fields change with a restart only", fields=", ".join(waiting))
         self._config = config
         self._control.use(config)
+        self._store.use(config)
         self._api.use(config)
         set_level(config.log_level)
         log(LOGGER, logging.INFO, "configuration read again", **loaded.describe())
@@ -167,11 +177,13 @@ class HiveDaemon:
                 await self._callbacks.flush(_LAST_WORDS_S)
         elif self._serving:
             await see_off(self._table, self._units, self._news, SEE_OFF_S)
+        await self._provision.close()
         await self._tasks.close()
         if self._callbacks is not None:
             self._callbacks.close()
         if self._serving:
             await self._server.close()
+        await self._store.close()
         await self._health.close()
         if self._config.supervisor is SupervisorKind.SYSTEMD:
             await self._units.close()
@@ -307,8 +319,13 @@ class HiveDaemon:
 
     # What happens.
 
+    def _users_of_models(self) -> dict[str, list[str]]:
+        return users_of_models(self._table.all())
+
     def _on_report(self, report: WorkerReport, change: Change) -> None:
         self._news.set()
+        if change in (Change.READY, Change.STATE) and report.model_ref is not None:
+            self._tasks.start(self._store.used(report.model_ref), "use of a model")
         if self._callbacks is not None and change is not Change.QUIET:
             self._callbacks.owe(report, change)
         self._show()
@@ -360,7 +377,7 @@ class HiveDaemon:
                 return f"queen not reachable ({callback.why})"
 
 
-_RELOADABLE = frozenset({"limits", "tokens", "log_level", "idle_limit_s", "model_roots"})
+_RELOADABLE = frozenset({"limits", "models", "tokens", "log_level", "idle_limit_s", "model_roots"})
 
 
 def needing_restart(old: HiveConfig, new: HiveConfig) -> list[str]:

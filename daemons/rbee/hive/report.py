@@ -7,6 +7,7 @@ from rbee.hive.definitions import Definition
 from rbee.hive.state import progress_of, state_of
 from rbee.host.units.facts import CLD_DUMPED, CLD_EXITED, CLD_KILLED, UnitFacts
 from rbee.wire.messages import ExternalReady, Progress, WorkerFacts, WorkerHealth, WorkerReport, WorkerState
+from rbee.wire.model_reference import model_name_of
 from rbee.wire.worker_spec import Backend
 
 _ENDED = (WorkerState.FAILED, WorkerState.STOPPED)
@@ -18,7 +19,8 @@ class Worker:
 
     ``last_pid`` is the process of the last life, for records of its end, never for a signal. ``ready_life`` and
     ``crashed_life`` are the invocations whose READY and whose crash were counted. ``last_progress`` is how far the
-    loading of this life got, ``left_url`` the address that a life which ended has left.
+    loading of this life got, ``left_url`` the address that a life which ended has left. ``fetching`` is how far the
+    download of its model is, before its unit starts; ``fetch_failure`` why it did not come.
     """
 
     worker_id: str
@@ -41,6 +43,8 @@ class Worker:
     ready_unix: float | None = None
     last_progress: Progress | None = None
     left_url: str = ""
+    fetching: Progress | None = None
+    fetch_failure: str = ""
     report: WorkerReport | None = field(default=None)
 
     @property
@@ -61,7 +65,7 @@ class Worker:
         if self.external is not None:
             return self.external.model or PurePosixPath(self.external.model_ref).name
         spec = None if self.definition is None else self.definition.spec
-        return "unknown" if spec is None else spec.name or PurePosixPath(spec.model).name
+        return "unknown" if spec is None else spec.name or model_name_of(spec.model)
 
 
 def state_and_reason(worker: Worker) -> tuple[WorkerState, str]:
@@ -76,6 +80,10 @@ def state_and_reason(worker: Worker) -> tuple[WorkerState, str]:
         busy=worker.busy_slots > 0,
         stop_reason=worker.stop_reason,
     )
+    if state in _ENDED and worker.fetching is not None:
+        return WorkerState.LOADING, ""
+    if state is WorkerState.STOPPED and worker.fetch_failure:
+        return WorkerState.FAILED, worker.fetch_failure
     if state.ready and worker.facts is None:
         return WorkerState.UNHEALTHY, worker.facts_problem or "worker.json is missing"
     return state, reason
@@ -167,10 +175,10 @@ def _slots_available(worker: Worker, state: WorkerState) -> int:
 def _progress(worker: Worker, state: WorkerState) -> Progress | None:
     """How far loading is; of a life that failed before it was ready, how far it got."""
     if state is WorkerState.LOADING:
-        return progress_of(worker.unit.status_text)
+        return worker.fetching or progress_of(worker.unit.status_text)
     unready = worker.ready_life != worker.unit.invocation_id
     return worker.last_progress if state is WorkerState.FAILED and unready else None
 
 
 def _reference(model: str) -> str:
-    return model if "://" in model else f"file://{model}"
+    return f"file://{model}" if model.startswith("/") else model

@@ -17,7 +17,7 @@ from rbee.host.paths import Paths
 from rbee.host.units.facts import UnitFacts
 from rbee.wire.errors import WorkerNotFound
 from rbee.wire.log import log
-from rbee.wire.messages import ExternalReady, WorkerHealth, WorkerReport, WorkerState
+from rbee.wire.messages import ExternalReady, Progress, WorkerHealth, WorkerReport, WorkerState
 
 LOGGER = logging.getLogger(__name__)
 _ALWAYS_DIFFERENT = ("revision", "sent_unix", "since_unix")
@@ -72,6 +72,8 @@ class WorkerTable:
         else:
             new_life = bool(facts.invocation_id) and facts.invocation_id != worker.unit.invocation_id
         worker.unit = facts
+        if facts.active_state != "inactive" or facts.job_result:
+            worker.fetching = None
         if new_life:
             _forget_last_life(worker)
         worker.last_pid = facts.main_pid or worker.last_pid
@@ -203,6 +205,22 @@ class WorkerTable:
         worker = self._workers.get(worker_id)
         if worker is not None:
             worker.stop_reason = reason
+
+    def set_fetching(self, worker_id: str, progress: Progress | None) -> None:
+        """How far the download of a worker's model is; None: it is not waited for."""
+        worker = self._workers.get(worker_id)
+        if worker is not None:
+            worker.fetching, worker.fetch_failure = progress, ""
+            self._publish(worker)
+
+    def set_fetch_failure(self, worker_id: str, why: str) -> None:
+        """Why the model of a worker did not come; empty: it is asked for again, and its next state is the news."""
+        worker = self._workers.get(worker_id)
+        if worker is not None:
+            worker.fetch_failure = why
+        if worker is not None and why:
+            worker.fetching = None
+            self._publish(worker)
 
     # What others read.
 

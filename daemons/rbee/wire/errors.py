@@ -151,6 +151,12 @@ class ModelNotFound(NotFound):
     code = "MODEL_NOT_FOUND"
 
 
+class ModelNotHere(NotFound):
+    """The catalogue of this machine has no such model."""
+
+    code = "MODEL_NOT_HERE"
+
+
 class MethodNotAllowed(RbeeError):
     """The route exists for other methods only."""
 
@@ -173,6 +179,12 @@ class Conflict(RbeeError):
     code = "CONFLICT"
     status = 409
     openai_type = "invalid_request_error"
+
+
+class ModelInUse(Conflict):
+    """A worker uses the model; details carry the workers."""
+
+    code = "MODEL_IN_USE"
 
 
 class PayloadTooLarge(RbeeError):
@@ -269,6 +281,41 @@ class StorageUnavailable(Unavailable):
     """The database cannot be read or written now."""
 
     code = "STORAGE_UNAVAILABLE"
+
+
+class DownloadFailed(RbeeError):
+    """A model could not be fetched, all tries included; details carry the tries and the reason."""
+
+    code = "DOWNLOAD_FAILED"
+    status = 502
+
+
+class DownloadTimeout(RbeeError):
+    """The source of a model sent nothing for as long as the stall limit allows, in every try."""
+
+    code = "DOWNLOAD_TIMEOUT"
+    status = 504
+
+
+class ModelSourceNotFound(RbeeError):
+    """The source does not have the model, the revision or a file of it."""
+
+    code = "MODEL_SOURCE_NOT_FOUND"
+    status = 502
+
+
+class ModelAccessDenied(RbeeError):
+    """The source asks for a token, or does not accept the one presented."""
+
+    code = "MODEL_ACCESS_DENIED"
+    status = 502
+
+
+class InsufficientDisk(RbeeError):
+    """The disk or the disk budget has no room; details carry required, available and to-free amounts in bytes."""
+
+    code = "INSUFFICIENT_DISK"
+    status = 507
 
 
 class InferenceError(RbeeError):

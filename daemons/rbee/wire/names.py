@@ -15,7 +15,12 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
 HF_REFERENCE = re.compile(
     r"hf:[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._-]+)?(:[A-Za-z0-9._*/-]+)?"
 )
-MODEL_REFERENCE_FORMS = "hf:org/repo, or file:///folder/of/the/model"
+HTTP_REFERENCE = re.compile(
+    r"https?://([A-Za-z0-9]([A-Za-z0-9.-]{0,253}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
+    r"(/[A-Za-z0-9._~+-]+)+/?(#sha256=[0-9a-f]{64})?"
+)
+MODEL_REFERENCE_FORMS = "hf:org/repo, https://host/folder/, or file:///folder/of/the/model"
+_MOST_REFERENCE = 4096
 UNIT_PREFIX = "rbee-worker@"
 UNIT_SUFFIX = ".service"
 
@@ -52,20 +57,30 @@ def model_name(value: str) -> str:
 
 
 def model_reference(value: str) -> str:
-    """Return ``value`` if it is a model reference (hf:org/repo or file:///path); raises InvalidModelReference.
+    """Return ``value`` if it is a model reference; raises InvalidModelReference.
 
-    The value itself is never repeated in the error: it comes from outside.
+    The forms: hf:org/repo[@rev][:file-pattern], http(s)://host/path[#sha256=HEX], file:///path. The value itself is
+    never repeated in the error: it comes from outside.
     """
-    if HF_REFERENCE.fullmatch(value) or _is_file_reference(value):
+    if len(value) <= _MOST_REFERENCE and (_is_remote_reference(value) or _is_file_reference(value)):
         return value
     raise InvalidModelReference(
         f"the model reference has none of the accepted forms: {MODEL_REFERENCE_FORMS}",
-        details={"field": "model_ref", "accepted": ["hf:org/repo[@rev]", "file:///path"]},
+        details={
+            "field": "model_ref",
+            "accepted": ["hf:org/repo[@rev][:pattern]", "https://host/path[#sha256=HEX]", "file:///path"],
+        },
     )
 
 
+def _is_remote_reference(value: str) -> bool:
+    if HF_REFERENCE.fullmatch(value) is None and HTTP_REFERENCE.fullmatch(value) is None:
+        return False
+    return not {".", ".."} & set(re.split("[/:]", value))
+
+
 def _is_file_reference(value: str) -> bool:
-    if not value.startswith("file:///") or len(value) > 4096 or not value.isascii() or not value.isprintable():
+    if not value.startswith("file:///") or not value.isascii() or not value.isprintable():
         return False
     path = PurePosixPath(value.removeprefix("file://"))
     return ".." not in path.parts and not set(value) & set("\"'<>|;&$`\\\n")

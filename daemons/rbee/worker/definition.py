@@ -1,5 +1,6 @@
 """Finds what this worker is: its definition ID.yaml, the machine-wide worker.yaml, and the model folder they name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import msgspec
 from rbee.host.config import Loaded, load_config, locate
 from rbee.host.paths import Paths
 from rbee.wire import names
-from rbee.wire.errors import ConfigError, InvalidRequest
+from rbee.wire.errors import ConfigError, InvalidModelReference, InvalidRequest
+from rbee.wire.model_reference import kept_folder, model_name_of, of_definition
 from rbee.wire.worker_spec import WorkerSpec
 from rbee.worker.engine.folder import resolve_folder
 
@@ -50,8 +52,8 @@ class Definition:
 
     @property
     def model_ref(self) -> str:
-        """The model's reference in its file:/// form."""
-        return "file://" + self.spec.model.removeprefix("file://")
+        """The model's reference: that of the definition, a folder in its file:/// form."""
+        return f"file://{self.spec.model}" if self.spec.model.startswith("/") else self.spec.model
 
     @property
     def token_file(self) -> Path | None:
@@ -84,8 +86,8 @@ def load_definition(worker_id: str, paths: Paths, defaults: WorkerDefaults) -> D
         raise ConfigError(f"{locate(path, 'ports')}: ports: first is above last; swap them")
     roots = [Path(root) for root in defaults.model_roots] or [paths.models]
     try:
-        folder = resolve_folder(spec.model, roots)
-        model = spec.name or names.model_name(Path(spec.model.removeprefix("file://")).name)
+        folder = resolve_folder(_folder_of(spec.model, roots), roots)
+        model = spec.name or names.model_name(model_name_of(spec.model))
     except ConfigError as error:
         raise ConfigError(f"{locate(path, 'model')}: {error.message}") from None
     except InvalidRequest:
@@ -93,3 +95,20 @@ def load_definition(worker_id: str, paths: Paths, defaults: WorkerDefaults) -> D
             f"{locate(path, 'model')}: name: the folder's name cannot be a model's name; set `name`"
         ) from None
     return Definition(worker_id, spec, defaults, paths, folder, model, source)
+
+
+def _folder_of(model: str, roots: Sequence[Path]) -> str:
+    """The folder that a definition's ``model`` stands for: itself, or where the hive keeps what was fetched."""
+    try:
+        reference = of_definition(model)
+    except InvalidModelReference as error:
+        raise ConfigError(f"model: {error.message}; or name the model's folder by its absolute path") from None
+    if reference is None:
+        return model
+    folder = next(filter(None, (kept_folder(reference, root) for root in roots)), None)
+    if folder is None:
+        raise ConfigError(
+            "model: it is not on this machine: fetch it with 'rbee model pull REFERENCE', or start the worker with "
+            "'rbee worker start', which fetches it first"
+        )
+    return str(folder)

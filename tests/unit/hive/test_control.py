@@ -15,6 +15,9 @@ from rbee.hive.control import Control
 from rbee.hive.definitions import Definitions
 from rbee.hive.health import HealthChecks
 from rbee.hive.metrics import HiveMetrics
+from rbee.hive.models.metrics import ModelMetrics
+from rbee.hive.models.store import ModelStore
+from rbee.hive.provision import Provision
 from rbee.hive.workers import WorkerTable
 from rbee.host.units.child import ChildUnits
 from rbee.host.units.child_life import ChildSettings
@@ -46,7 +49,8 @@ class Bench:
             self.table, config.paths, metrics, at_once=1, on_unhealthy=nothing, on_idle=nothing,
             idle_default_s=lambda: 0.0,
         )  # fmt: skip
-        self.control = Control(config, self.table, units, Definitions(config.paths), health)
+        provision = Provision(ModelStore(config, ModelMetrics(CollectorRegistry()), dict), self.table)
+        self.control = Control(config, self.table, units, Definitions(config.paths), health, provision)
 
     async def until(self, active_state: str) -> None:
         async with asyncio.timeout(10):

@@ -28,12 +28,12 @@ class RemoteError(RbeeError):
 
 
 def client_session(
-    *, token: Secret | None = None, unix_socket: str | None = None, connections: int = 100
+    *, token: Secret | None = None, unix_socket: str | None = None, connections: int = 100, proxies: bool = False
 ) -> aiohttp.ClientSession:
     """A session to one partner (or, over TCP, to several with the same token).
 
-    No cookies, no proxies of the environment, no total time limit: each call brings its own. At most ``connections``
-    are open at once; a call past that waits within its time limit. The loop sets TCP_NODELAY.
+    No cookies, the environment's proxies only with ``proxies``, no total time limit: each call brings its own. At
+    most ``connections`` are open at once; a call past that waits within its time limit. The loop sets TCP_NODELAY.
     """
     connector: aiohttp.BaseConnector
     if unix_socket is not None:
@@ -45,7 +45,7 @@ def client_session(
         connector=connector,
         headers=headers,
         cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
+        trust_env=proxies,
         auto_decompress=False,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
     )

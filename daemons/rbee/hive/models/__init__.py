@@ -1,0 +1,1 @@
+"""The models of this machine: fetched, verified, catalogued, collected."""
