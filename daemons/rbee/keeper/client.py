@@ -85,14 +85,14 @@ class Daemon:
 
     @contextlib.asynccontextmanager
     async def stream(
-        self, method: str, path: str, *, body: object = None, head_limit_s: float
+        self, method: str, path: str, *, body: object = None, head_limit_s: float, accept: str = "*/*"
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Open a stream: connect with the usual tries, wait at most ``head_limit_s`` for its head.
 
         A request that was sent is never sent twice. A network that drops is noticed by TCP keepalive within 4 s.
         """
         data = None if body is None else msgspec.json.encode(body)
-        headers = request_headers() | ({"Content-Type": "application/json"} if data else {})
+        headers = request_headers() | {"Accept": accept} | ({"Content-Type": "application/json"} if data else {})
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._patience.timeout_s)
 
         async def once() -> aiohttp.ClientResponse:

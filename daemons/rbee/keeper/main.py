@@ -16,7 +16,8 @@ from rbee.wire.errors import RbeeError
 COMMANDS = {
     "status": "Show the queen, its hives and its workers.",
     "worker": "List, start, stop, follow and remove workers.",
-    "model": "List the models that can be asked.",
+    "model": "List the models that can be asked; fetch, remove, verify and pin them.",
+    "catalog": "See and back up the catalogue of a machine's models.",
     "infer": "Give a prompt to a model and stream the answer.",
     "chat": "Talk with a chat model, one message or a conversation.",
     "embed": "Turn texts into vectors.",

@@ -20,6 +20,7 @@ from rbee.queen.express.connection import ExpressConnection
 from rbee.queen.express.lane import Lane
 from rbee.queen.hive_routes import HiveRoutes
 from rbee.queen.inference_routes import OPENAI_ROUTES, InferenceRoutes
+from rbee.queen.model_routes import ModelRoutes
 from rbee.queen.reply import name_times
 from rbee.queen.status_routes import StatusRoutes, problems
 from rbee.queen.worker_routes import WorkerRoutes
@@ -143,6 +144,7 @@ def make_app(core: Core, verifier: TokenVerifier, admins: PeerAdmins) -> web.App
     app.router.add_get("/metrics", metrics_handler(core.metrics.registry))
     HiveRoutes(core).add_to(app)
     WorkerRoutes(core).add_to(app)
+    ModelRoutes(core).add_to(app)
     InferenceRoutes(core).add_to(app)
     StatusRoutes(core).add_to(app)
     return app

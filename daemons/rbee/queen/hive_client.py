@@ -1,8 +1,9 @@
 """What the queen asks of a hive: start a worker, stop one, answer for its health."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 import msgspec
@@ -64,17 +65,11 @@ class HiveClient:
         Raises HiveUnreachable (no address, no connection, no answer in time), HiveProtocolError (the answer is not
         JSON of the protocol), VersionMismatch, and RemoteError with what the hive itself refused.
         """
-        if hive.api_url is None:
-            raise HiveUnreachable(
-                f"hive {hive.hive_id} has not said where it can be reached: check that it runs and reports here",
-                details={"hive_id": hive.hive_id},
-            )
-        if hive.version and not versions_fit(__version__, hive.version):
-            raise _mismatch(hive)
+        url = _address(hive)
         for number, wait in enumerate(waits, start=1):
             await asyncio.sleep(wait)
             try:
-                return await self._try(hive, method, f"{hive.api_url}{path}", body, limit_s)
+                return await self._try(hive, method, f"{url}{path}", body, limit_s)
             except (ConnectionTimeout, aiohttp.ClientError) as error:
                 log(
                     LOGGER, logging.WARNING, "hive did not answer", hive=hive.hive_id, attempt=number,
@@ -87,11 +82,41 @@ class HiveClient:
             retry_after_s=10,
         )
 
-    async def _try(self, hive: Hive, method: str, url: str, body: object, limit_s: float) -> JsonObject:
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, hive: Hive, method: str, path: str, body: object = None, *, accept: str, head_limit_s: float
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Open an answer that is passed on as it comes, in one try. Raises as :meth:`call` does."""
+        url = _address(hive)
+        headers = self._headers() | {"Accept": accept}
+        data = None
+        if body is not None:
+            data, headers["Content-Type"] = msgspec.json.encode(body), "application/json"
+        try:
+            async with asyncio.timeout(head_limit_s):
+                response = await self._session.request(
+                    method, f"{url}{path}", data=data, headers=headers, allow_redirects=False
+                )
+        except (TimeoutError, aiohttp.ClientError) as error:
+            raise HiveUnreachable(
+                f"hive {hive.hive_id} did not answer: check on its machine with 'systemctl status rbee-hive'",
+                details={"hive_id": hive.hive_id, "timeout_s": head_limit_s},
+                retry_after_s=10,
+            ) from error
+        async with response:
+            if response.status >= 400:
+                raise _refusal(hive, remote_error(response.status, await _read(response)))
+            yield response
+
+    def _headers(self) -> dict[str, str]:
         headers = request_headers()
         token = self._token()
         if token is not None:
             headers["Authorization"] = f"Bearer {token.reveal()}"
+        return headers
+
+    async def _try(self, hive: Hive, method: str, url: str, body: object, limit_s: float) -> JsonObject:
+        headers = self._headers()
         data = None
         if body is not None:
             data, headers["Content-Type"] = msgspec.json.encode(body), "application/json"
@@ -113,6 +138,18 @@ class HiveClient:
                 "restart it with 'systemctl restart rbee-hive'",
                 details={"hive_id": hive.hive_id},
             ) from None
+
+
+def _address(hive: Hive) -> str:
+    """Where a hive is called; raises HiveUnreachable, VersionMismatch."""
+    if hive.api_url is None:
+        raise HiveUnreachable(
+            f"hive {hive.hive_id} has not said where it can be reached: check that it runs and reports here",
+            details={"hive_id": hive.hive_id},
+        )
+    if hive.version and not versions_fit(__version__, hive.version):
+        raise _mismatch(hive)
+    return hive.api_url
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
