@@ -119,6 +119,11 @@ class TokenVerifier:
         self._replaced = tuple(digest for digest in before if digest not in in_force) or self._replaced
 
     @property
+    def tokens(self) -> object:
+        """The tokens in force, to be told from others by identity: another object after :meth:`replace`."""
+        return self._tokens
+
+    @property
     def empty(self) -> bool:
         """Whether no token is configured at all."""
         return not self._tokens

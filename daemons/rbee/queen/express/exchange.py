@@ -14,11 +14,9 @@ from rbee.queen.express.upstreams import Upstreams, WorkerConnection
 from rbee.queen.stories import OpenAiStory
 from rbee.wire.errors import ProtocolError, RbeeError, RequestTimeout, WorkerFailed
 from rbee.wire.log import log
-from rbee.wire.sse import CONTENT_TYPE
 from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
-_EVENTS = CONTENT_TYPE.encode()
 
 
 class Client(Protocol):
@@ -40,8 +38,8 @@ class House(Protocol):
     upstreams: Upstreams
     owner: TaskOwner
 
-    def head(self, trail: Trail, status: int, fields: dict[bytes, bytes], framed: bytes) -> bytes:
-        """The head of an answer."""
+    def head(self, trail: Trail, status: int, passed_on: bytes, framed: bytes) -> bytes:
+        """The head of an answer, with the lines that its worker gave and the one that frames its body."""
 
     def error(self, trail: Trail, error: RbeeError) -> bytes:
         """A whole answer that is an error."""
@@ -116,7 +114,7 @@ class Exchange:
             self._trail.answers(head.status)
         if head.status >= 400 or (head.length is not None and head.length <= relay.WHOLE_BYTES):
             self._pieces = []
-        elif head.fields.get(b"content-type", b"").startswith(_EVENTS):
+        elif head.events:
             self._events = relay.WholeEvents()
 
     def piece(self, payload: bytes) -> None:
@@ -153,7 +151,7 @@ class Exchange:
         if not self._sent:
             self._sent = True
             framed = b"Content-Length: %d" % head.length if head.length is not None else b"Transfer-Encoding: chunked"
-            data = self._house.head(self._trail, head.status, head.fields, framed) + data
+            data = self._house.head(self._trail, head.status, head.passed_on, framed) + data
         self._client.write(data + last if not sized else data)
 
     def whole(self, payload: bytes) -> None:
@@ -187,7 +185,7 @@ class Exchange:
                 return
             self._trail.answers(head.status)
         framed = b"Content-Length: %d" % len(body)
-        self._client.write(self._house.head(self._trail, head.status, head.fields, framed) + body)
+        self._client.write(self._house.head(self._trail, head.status, head.passed_on, framed) + body)
         if refused is None:
             self._end(head.status, "ok", None)
         else:

@@ -20,7 +20,7 @@ from rbee.queen.express.exchange import Client, Exchange
 from rbee.queen.express.heads import RequestHead
 from rbee.queen.inference_routes import OPENAI_ROUTES
 from rbee.queen.passage import code_label
-from rbee.queen.registry import Worker
+from rbee.wire import correlation_ids
 from rbee.wire.auth import ANONYMOUS, Identity, Role, TokenVerifier
 from rbee.wire.deadline import DEADLINE_HEADER
 from rbee.wire.errors import ErrorBody, RbeeError
@@ -31,13 +31,9 @@ _CLIENTS = frozenset({Role.API})
 _OPENAI = {route.encode(): route for route in OPENAI_ROUTES}
 _INFER = re.compile(rb"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,127})/infer")
 _INFER_ROUTE = "/v2/models/{model}/infer"
-_TO_WORKER = ((b"content-type", b"Content-Type"), (b"accept", b"Accept"),
-              (b"inference-header-content-length", b"Inference-Header-Content-Length"))  # fmt: skip
-_TO_CLIENT = ((b"content-type", b"Content-Type"), (b"x-request-id", b"X-Request-Id"), (b"retry-after", b"Retry-After"),
-              (b"inference-header-content-length", b"Inference-Header-Content-Length"))  # fmt: skip
-_EVENT_HEADERS = b"Cache-Control: no-store\r\nX-Accel-Buffering: no"
-"""As every stream of events has them."""
+_MOST_KNOWN = 1024
 _EXAMPLE_EVERY_S = 0.01
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
 _decode = msgspec.json.Decoder(Fields).decode
 
 
@@ -49,6 +45,8 @@ class Lane:
         self._verifier = verifier
         self._counts = _Counts(core)
         self._date = (0, b"")
+        self._tokens: object = None
+        self._known: dict[bytes, Identity] = {}
         self.upstreams = core.upstreams
         self.owner = core.owner
 
@@ -81,15 +79,24 @@ class Lane:
         return Exchange(self, client, lease, trail, request, stream=stream, limit_s=limit_s)
 
     def _identity(self, authorization: bytes | None) -> Identity | None:
-        """Who calls, where that may be told and the caller may ask; anybody else is answered by the handlers."""
-        if self._verifier.empty:
+        """Who calls, where that may be told and the caller may ask; anybody else is answered by the handlers.
+
+        A header that was found good is remembered until the tokens change, so that its digest is made once.
+        """
+        verifier = self._verifier
+        if verifier.empty:
             return ANONYMOUS
         if authorization is None or not authorization.isascii():
             return None
-        try:
-            identity = self._verifier.verify(authorization.decode())
-        except RbeeError:
-            return None
+        if self._tokens is not verifier.tokens or len(self._known) >= _MOST_KNOWN:
+            self._tokens, self._known = verifier.tokens, {}
+        identity = self._known.get(authorization)
+        if identity is None:
+            try:
+                identity = verifier.verify(authorization.decode())
+            except RbeeError:
+                return None
+            self._known[authorization] = identity
         return identity if identity.may(_CLIENTS) else None
 
     def _request(self, head: RequestHead, body: bytes, lease: Lease, trail: Trail, answer_s: float | None) -> bytes:
@@ -103,44 +110,40 @@ class Lane:
         else:
             path = f"/v2/models/{quote(name or trail.asked, safe='')}/infer".encode()
         token = self._core.tokens.worker_api
-        lines = [b"POST %b HTTP/1.1\r\nHost: %b" % (path, _host(worker))]
+        own = f"X-Correlation-Id: {trail.correlation_id}\r\nX-Rbee-Caller: {trail.caller}\r\n"
         if token is not None:
-            lines.append(b"Authorization: Bearer " + token.reveal().encode())
-        fields = head.fields
-        lines += [b"%b: %b" % (title, fields[key]) for key, title in _TO_WORKER if key in fields]
-        lines.append(f"X-Correlation-Id: {trail.correlation_id}\r\nX-Rbee-Caller: {trail.caller}".encode())
+            own += f"Authorization: Bearer {token.reveal()}\r\n"
         if answer_s is not None:
-            lines.append(f"{DEADLINE_HEADER}: {int((time.time() + answer_s) * 1000)}".encode())
-        lines.append(b"Content-Length: %d\r\n\r\n" % len(body))
-        return b"\r\n".join(lines) + body
+            own += f"{DEADLINE_HEADER}: {int((time.time() + answer_s) * 1000)}\r\n"
+        return b"POST %b HTTP/1.1\r\nHost: %b\r\n%b%bContent-Length: %d\r\n\r\n%b" % (
+            path, lease.url.partition("://")[2].encode(), head.passed_on, own.encode(), len(body), body,
+        )  # fmt: skip
 
     # what an exchange uses
 
-    def head(self, trail: Trail, status: int, fields: dict[bytes, bytes], framed: bytes) -> bytes:
-        """The head of an answer of a worker on its way to a client."""
+    def head(self, trail: Trail, status: int, passed_on: bytes, framed: bytes) -> bytes:
+        """The head of an answer on its way to a client."""
         worker, queue_ms, overhead_ms = trail.headers()
-        lines = [b"%b: %b" % (title, fields[key]) for key, title in _TO_CLIENT if key in fields]
-        if fields.get(b"content-type", b"").startswith(b"text/event-stream"):
-            lines.append(_EVENT_HEADERS)
         own = (
-            f"HTTP/1.1 {status} {_reason(status)}\r\nServer: rbee\r\nX-Correlation-Id: {trail.correlation_id}\r\n"
-            f"X-Rbee-Worker: {worker}\r\nX-Rbee-Queue-Ms: {queue_ms}\r\nX-Rbee-Overhead-Ms: {overhead_ms}"
+            f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nServer: rbee\r\n"
+            f"X-Correlation-Id: {trail.correlation_id}\r\n"
+            f"X-Rbee-Worker: {worker}\r\nX-Rbee-Queue-Ms: {queue_ms}\r\nX-Rbee-Overhead-Ms: {overhead_ms}\r\n"
         )
-        return b"\r\n".join((own.encode(), self._date_line(), *lines, framed, b"\r\n"))
+        return b"%b%b%b%b\r\n\r\n" % (own.encode(), self._date_line(), passed_on, framed)
 
     def _date_line(self) -> bytes:
         now = int(time.time())
         if self._date[0] != now:
-            self._date = (now, f"Date: {email.utils.formatdate(now, usegmt=True)}".encode())
+            self._date = (now, f"Date: {email.utils.formatdate(now, usegmt=True)}\r\n".encode())
         return self._date[1]
 
     def error(self, trail: Trail, error: RbeeError) -> bytes:
         """A whole answer that is an error of the queen's own."""
         body = msgspec.json.encode(ErrorBody(error.openai_info(trail.correlation_id)))
-        fields = {b"content-type": b"application/json"}
+        lines = b"Content-Type: application/json\r\n"
         if error.retry_after_s is not None:
-            fields[b"retry-after"] = str(max(1, round(error.retry_after_s))).encode()
-        return self.head(trail, error.status, fields, b"Content-Length: %d" % len(body)) + body
+            lines += b"Retry-After: %d\r\n" % max(1, round(error.retry_after_s))
+        return self.head(trail, error.status, lines, b"Content-Length: %d" % len(body)) + body
 
     def account(self, trail: Trail, status: int, outcome: str, code: str | None) -> None:
         """Count a request that is over, and keep its trail."""
@@ -228,15 +231,4 @@ def _correlation_id(given: bytes | None) -> str:
             return str(uuid.UUID(given.decode("ascii")))
         except ValueError:
             pass
-    return str(uuid.uuid4())
-
-
-def _host(worker: Worker) -> bytes:
-    return (worker.url or "").partition("://")[2].encode()
-
-
-def _reason(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
+    return correlation_ids.new()

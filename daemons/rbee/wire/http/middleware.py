@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from rbee.wire import context
+from rbee.wire import context, correlation_ids
 from rbee.wire.auth import ANONYMOUS, CHALLENGE, Identity, Role, TokenVerifier
 from rbee.wire.errors import (
     Conflict,
@@ -99,7 +99,7 @@ def _uuid_or_new(header: str | None) -> str:
             return str(uuid.UUID(header))
         except ValueError:
             pass
-    return str(uuid.uuid4())
+    return correlation_ids.new()
 
 
 def measured(metrics: HttpMetrics) -> Middleware:
