@@ -134,7 +134,7 @@ def model_folder(reference: str, roots: tuple[Path, ...]) -> Path:
     names.model_reference(reference)
     if not reference.startswith(_FILE_SCHEME):
         raise InvalidModelReference(
-            "this hive takes models from its own folders: give file:///FOLDER of a model that is on this machine",
+            "a folder is asked for here: give file:///FOLDER of a model that is on this machine",
             details={"field": "model_ref", "accepted": ["file:///path"]},
         )
     path = Path(reference.removeprefix(_FILE_SCHEME))
