@@ -424,6 +424,19 @@ def loads(stack: Stack) -> None:
     stack.wait_state("w", "idle", limit_s=60)
 
 
+@when("a client asks the queen for the model org/tiny")
+def asked(stack: Stack, case: Case) -> None:
+    stack.wait_state("w", "stopped")
+    case.answer = stack.client.post("/v2/models/org%2Ftiny/infer", TENSOR)
+
+
+@then("the answer comes once the model was fetched and its worker started")
+def answered(case: Case) -> None:
+    assert case.answer is not None
+    assert case.answer.status == 200, case.answer.body
+    assert len(case.source.requests(WEIGHTS)) == 1
+
+
 @then("the queen answers for the model org/tiny")
 def answers(stack: Stack) -> None:
     answer = stack.client.post("/v2/models/org%2Ftiny/infer", TENSOR)
@@ -465,6 +478,9 @@ def goes_on(stack: Stack) -> None:
 @then("the catalogue says that it is kept in memory")
 def in_memory(stack: Stack) -> None:
     assert "in memory" in stack.hive_admin.get("/v1/models").json["problem"]
+    health = stack.hive_admin.get("/v1/health").json
+    assert health["status"] == "degraded"
+    assert "in memory" in health["catalogue"]
 
 
 @then("the copy holds the model")

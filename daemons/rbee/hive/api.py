@@ -36,7 +36,11 @@ class CallbackHealth(msgspec.Struct, frozen=True):
 
 
 class HiveHealth(msgspec.Struct, frozen=True):
-    """GET /v1/health: ``healthy``, or ``degraded`` while the queen cannot be told or systemd is out of reach."""
+    """GET /v1/health: ``healthy``, or ``degraded`` while the queen cannot be told or systemd is out of reach.
+
+    ``catalogue`` says what is wrong with the catalogue of models, None where nothing is; one that is kept in memory
+    only degrades as well.
+    """
 
     status: str
     version: str
@@ -46,6 +50,7 @@ class HiveHealth(msgspec.Struct, frozen=True):
     supervisor: str
     workers: dict[str, int]
     callback: CallbackHealth
+    catalogue: str | None = None
 
 
 class Resources(msgspec.Struct, frozen=True):

@@ -159,7 +159,8 @@ class Control:
                 "spawn it without a model_ref, or choose another id"
             )
         worker = self._table.find(worker_id)
-        if worker is not None and (_is_up(worker) or worker.unit.active_state == "deactivating"):
+        ending = worker is not None and worker.unit.active_state == "deactivating"
+        if worker is not None and (_is_up(worker) or ending or self._provision.waits(worker_id)):
             raise Conflict(f"{worker_id} runs with another definition: stop it first, or choose another id")
 
     def _spec_of(self, request: SpawnRequest, reference: str) -> WorkerSpec:

@@ -207,9 +207,10 @@ class HiveDaemon:
 
     def health(self) -> HiveHealth:
         """The body of /v1/health."""
-        callback = self._callback_health()
+        callback, catalogue = self._callback_health(), self._store.catalogue
+        bad = callback.status in ("degraded", "unreachable") or catalogue.in_memory
         return HiveHealth(
-            status="degraded" if callback.status in ("degraded", "unreachable") else "healthy",
+            status="degraded" if bad else "healthy",
             version=__version__,
             api_version=API_VERSION,
             hive_id=self._table.hive_id,
@@ -217,6 +218,7 @@ class HiveDaemon:
             supervisor=self._config.supervisor.value,
             workers={state.value: count for state in WorkerState if (count := self._table.count(state))},
             callback=callback,
+            catalogue=catalogue.problem,
         )
 
     # The parts.

@@ -123,6 +123,12 @@ Feature: Models that arrive by themselves
     When that worker is started
     Then it is loading with the stage downloading, then ready
 
+  @E2E-03
+  Scenario: A request for a model that is defined and not here waits for it and is answered
+    Given an operator's file names hf:org/tiny as a worker's model
+    When a client asks the queen for the model org/tiny
+    Then the answer comes once the model was fetched and its worker started
+
   Scenario: A model that a worker uses is not removed
     Given a worker of hf:org/tiny is ready
     When a person removes hf:org/tiny

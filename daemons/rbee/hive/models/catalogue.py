@@ -34,6 +34,11 @@ class Catalogue:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalogue")
         self.problem: str | None = None
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing of it lasts."""
+        return self._file.path == IN_MEMORY
+
     async def open(self) -> None:
         """Open the file, or go on in memory; then take in what lies in the folders."""
         try:
@@ -113,7 +118,7 @@ class Catalogue:
         try:
             return await self._run(work, self._file)
         except StorageUnavailable as error:
-            if self._file.path == IN_MEMORY:
+            if self.in_memory:
                 raise
             await self._go_on_in_memory(error.message)
             return await self._run(work, self._file)
