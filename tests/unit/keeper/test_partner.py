@@ -148,7 +148,7 @@ def test_the_workers_list_is_a_table_or_json(person: Person, folder: Path) -> No
     [
         ("infer", "--model", "garbage reference", "--prompt", "p"),
         ("infer", "--model", "hf:nothing", "--prompt", "p"),
-        ("worker", "spawn", "w", "--model", "http://x/y"),
+        ("worker", "spawn", "w", "--model", "ftp://x/y"),
         ("worker", "spawn", "w", "--model", "file:///models/../etc"),
     ],
 )
