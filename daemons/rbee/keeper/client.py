@@ -18,6 +18,7 @@ from rbee.wire.errors import ConnectionTimeout, ProtocolError, Unavailable
 from rbee.wire.http.client import client_session, fetch_json, remote_error, request_headers
 
 T = TypeVar("T")
+CONNECTIONS = 8
 _KEEPALIVE_IDLE_S, _KEEPALIVE_EVERY_S, _KEEPALIVE_PROBES = 1, 1, 3
 
 
@@ -36,16 +37,19 @@ class Daemon:
     answer that does not decode, and RemoteError for an error that the daemon answered.
     """
 
-    def __init__(self, place: Place, patience: Patience, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, place: Place, patience: Patience, say: Callable[[str], None], connections: int = CONNECTIONS
+    ) -> None:
         self.place = place
         self._patience = patience
         self._say = say
+        self._connections = connections
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         token = load_secret(self.place.token_file) if self.place.token_file else None
         path = str(self.place.socket) if self.place.socket else None
-        self._session = client_session(token=token, unix_socket=path, connections=8)
+        self._session = client_session(token=token, unix_socket=path, connections=self._connections)
         return self
 
     async def __aexit__(

@@ -21,6 +21,7 @@ COMMANDS = {
     "infer": "Give a prompt to a model and stream the answer.",
     "chat": "Talk with a chat model, one message or a conversation.",
     "embed": "Turn texts into vectors.",
+    "bench": "Measure how fast a text model answers.",
     "task": "Cancel a task.",
     "why": "Tell what became of a request, or why a worker gets none.",
     "hive": "Check a machine's hive.",

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from rbee.keeper.client import Daemon, Patience
+from rbee.keeper.client import CONNECTIONS, Daemon, Patience
 from rbee.keeper.failure import InferenceStalled, StreamClosed
 from rbee.keeper.render import say
 from rbee.keeper.settings import Flags, Place, Settings, resolve
@@ -31,9 +31,11 @@ def settings() -> Settings:
     return resolve(flags(), os.environ)
 
 
-def connect(place: Place, chosen: Settings, tell: Callable[[str], None] = say) -> Daemon:
-    """A connection to ``place``, not open yet."""
-    return Daemon(place, Patience(chosen.timeout_s), tell)
+def connect(
+    place: Place, chosen: Settings, tell: Callable[[str], None] = say, *, connections: int = CONNECTIONS
+) -> Daemon:
+    """A connection to ``place``, not open yet; at most ``connections`` calls run at once."""
+    return Daemon(place, Patience(chosen.timeout_s), tell, connections)
 
 
 def queen() -> Daemon:
