@@ -653,8 +653,8 @@ def official_errors(lab: Lab, official: openai.OpenAI) -> None:
         official.chat.completions.create(model="no-such-model", messages=messages)
     assert unknown.value.code == "MODEL_NOT_FOUND"
     with pytest.raises(openai.BadRequestError) as unsupported:
-        official.chat.completions.create(model="bee-talk", messages=messages, presence_penalty=0.5)
-    assert unsupported.value.param == "presence_penalty"
+        official.chat.completions.create(model="bee-talk", messages=messages, extra_body={"beams": 4})
+    assert unsupported.value.param == "beams"
     with (
         openai.OpenAI(base_url=f"{lab.stack.queen_url}/v1", api_key="wrong", max_retries=0) as stranger,
         pytest.raises(openai.AuthenticationError) as refused,
