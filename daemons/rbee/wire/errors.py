@@ -325,6 +325,14 @@ class InferenceError(RbeeError):
     status = 500
 
 
+class GrammarFailed(InferenceError):
+    """A text could not be held any further to the shape that its request asks for."""
+
+    code = "GRAMMAR_FAILED"
+    status = 400
+    openai_type = "invalid_request_error"
+
+
 class InferenceCancelled(RbeeError):
     """The request was cancelled by its client, by DELETE, or by the end of a drain."""
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rbee.wire.errors import InferenceError, InvalidRequest
+from rbee.wire.errors import GrammarFailed, InvalidRequest
 from rbee.wire.worker_spec import ToolFormat
 from rbee.worker.engine import grammar
 from rbee.worker.engine.grammar import GrammarCompiler, GrammarKind, GrammarSpec, json_schema
@@ -134,8 +134,22 @@ def test_a_token_that_the_grammar_does_not_allow_is_an_error_and_not_text(
 ) -> None:
     matcher = compiler.compile(GrammarSpec(GrammarKind.REGEX, "ab")).matcher()
     matcher.accept(tokenizer.token_to_id("b"))
-    with pytest.raises(InferenceError, match="could not be held"):
+    with pytest.raises(GrammarFailed, match="could not be held"):
         matcher.allowed(500)
+
+
+def test_a_schema_of_many_properties_is_held_to(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    schema = {
+        "type": "object",
+        "properties": {f"p{n}": {"type": "null"} for n in range(800)},
+        "additionalProperties": False,
+    }
+    matcher = compiler.compile(json_schema(schema)).matcher()
+    for token in tokenizer.encode('{"p7').ids:
+        assert matcher.allowed(500)[token]
+        matcher.accept(token)
+    assert matcher.allowed(500)[tokenizer.token_to_id("7")]
+    assert not matcher.allowed(500)[tokenizer.token_to_id("x")]
 
 
 def test_a_model_without_an_end_takes_no_grammar(tokenizer: Tokenizer) -> None:

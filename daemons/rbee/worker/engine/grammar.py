@@ -17,7 +17,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 from numpy.typing import NDArray
 
-from rbee.wire.errors import InferenceError, InvalidRequest
+from rbee.wire.errors import GrammarFailed, InvalidRequest
 from rbee.worker.engine.sampling import Matcher
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MOST_KEPT = 64
 """Compiled grammars that are kept for the next request that has the same."""
 MOST_REASON = 300
+_MOST_IN_ROW = 20_000
+"""An object of some thousand properties that may all be left out needs so many alternatives at one place."""
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 """Bounded: a model that likes to go on with blanks would otherwise fill its answer with them."""
 
@@ -83,7 +85,7 @@ class _TextMatcher:
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = _first_line(self._matcher.get_error())
-            raise InferenceError(
+            raise GrammarFailed(
                 f"the answer could not be held to the request's grammar: {reason}; make the grammar simpler"
             )
 
@@ -93,7 +95,7 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: "Tokenizer", eos_ids: frozenset[int]) -> None:
         self._vocabulary = LLTokenizer(tokenizer.to_str(), eos_token=sorted(eos_ids) or None)
-        self._limits = LLParserLimits(verbose_errors=False)
+        self._limits = LLParserLimits(verbose_errors=False, max_items_in_row=_MOST_IN_ROW)
         self._ends = bool(eos_ids)
         self._kept: OrderedDict[GrammarSpec, CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
@@ -125,6 +127,8 @@ class GrammarCompiler:
             matcher = LLMatcher(self._vocabulary, _source(spec), log_level=0, limits=self._limits)
         except ValueError as error:
             raise _refused(spec, str(error)) from None
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # a grammar that is too large shows at its first step
         if matcher.is_error():
             raise _refused(spec, matcher.get_error())
         return matcher

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rbee.wire.errors import InferenceError
+from rbee.wire.errors import GrammarFailed, InferenceError
 from rbee.worker.engine.distribution import Cut, Scores, TokenIds, best_tokens, draw, draw_from, log_total
 from rbee.worker.engine.penalties import Penalties, UsedTokens
 
@@ -27,7 +27,7 @@ class Matcher(Protocol):
     """What a grammar allows at one place of one text."""
 
     def allowed(self, size: int) -> NDArray[np.bool_]:
-        """Which of the first ``size`` token ids may come next; raises InferenceError where the grammar gave up."""
+        """Which of the first ``size`` token ids may come next; raises GrammarFailed where the grammar gave up."""
 
     def accept(self, token: int) -> None:
         """``token`` was chosen."""
@@ -180,7 +180,7 @@ class _Row:
         if self._matcher is not None:
             adjusted[~self._matcher.allowed(len(adjusted))] = -np.inf
         if not np.isfinite(adjusted.max()):
-            raise InferenceError("no token is left that the request's grammar and bias allow: loosen them")
+            raise GrammarFailed("no token is left that the request's grammar and bias allow: loosen them")
         return adjusted
 
     def _accept(self, token: int) -> None:

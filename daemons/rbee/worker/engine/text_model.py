@@ -37,6 +37,7 @@ class TextModel:
         self.eos_ids = eos_ids
         self.context_length = context_length or DEFAULT_CONTEXT
         self.sampling = sampling or SamplingParams()
+        self._texts = TokenTexts(tokenizer)
         self._template = template
         self.tool_format = tool_format or (detect(template.source) if template is not None else None)
 
@@ -46,18 +47,13 @@ class TextModel:
         return self.tokenizer.get_vocab_size(with_added_tokens=True)
 
     @cached_property
-    def texts(self) -> TokenTexts:
-        """The text of single tokens."""
-        return TokenTexts(self.tokenizer)
-
-    @cached_property
     def grammars(self) -> GrammarCompiler:
         """What holds answers to a shape."""
         return GrammarCompiler(self.tokenizer, self.eos_ids)
 
     def row(self, request: GenerateRequest) -> TextRow:
         """A text begins."""
-        return TextRow(request, self.eos_ids, self.tokenizer, self.texts)
+        return TextRow(request, self.eos_ids, self.tokenizer, self._texts)
 
     def encode(self, prompt: str | Sequence[int], *, special: bool = True) -> tuple[int, ...]:
         """Token ids of a prompt; raises InvalidRequest where it is empty, too long, or outside the vocabulary."""

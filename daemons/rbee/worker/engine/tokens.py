@@ -28,7 +28,8 @@ class TokenTexts:
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         self._tokenizer = tokenizer
-        steps = _decoder_steps(json.loads(tokenizer.to_str()).get("decoder"))
+        # the state of the decoder alone: that of the whole tokenizer has the vocabulary in it
+        steps = _decoder_steps(json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder is not None else None)
         self._byte_level = "ByteLevel" in steps
         self._byte_fallback = "ByteFallback" in steps or "Metaspace" in steps
         self._special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
