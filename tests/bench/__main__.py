@@ -6,9 +6,10 @@ from http.client import HTTPException
 from subprocess import SubprocessError
 
 from tests.bench import footprint, place, readiness, report
+from tests.bench.router import bench as router
 from tests.machines.testbed import TestbedError
 
-BENCHES = {bench.name: bench for bench in (readiness.BENCH, footprint.BENCH)}
+BENCHES = {bench.name: bench for bench in (readiness.BENCH, footprint.BENCH, router.BENCH)}
 
 
 def measure(bench: report.Bench, machine: str, quick: bool) -> report.Result:
