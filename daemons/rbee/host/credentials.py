@@ -26,6 +26,15 @@ def find_secret(name: str, configured: Path | None) -> Secret | None:
     return load_secret(path) if path.exists() else None
 
 
+def find_named(prefix: str) -> dict[str, Secret]:
+    """The unit's credentials whose id begins with ``prefix``, by the rest of it; raises ConfigError."""
+    folder = os.environ.get(CREDENTIALS_VARIABLE)
+    if folder is None:
+        return {}
+    found = sorted(path for path in Path(folder).glob(f"{prefix}*") if path.name != prefix)
+    return {path.name.removeprefix(prefix): load_secret(path) for path in found}
+
+
 def load_secret(path: Path) -> Secret:
     """Read one secret: mode 0600 or 0400, one line, not empty, the trailing newline left out.
 

@@ -1,102 +1,67 @@
-"""Who runs next: requests wait on an event, in order of arrival for each model, and are woken by what changes.
+"""Who runs next: requests wait on an event, fairly between clients, and are woken by what changes.
 
 A request is woken within the call that takes a worker's callback, or that gives a slot back: no poll, no other thread
-and no database lie between. Waiting is bounded in number (429 above) and in time.
+and no database lie between. Waiting is bounded in number (429 above, the greediest client's latest request first) and
+in time; a request that would wait for longer than it may is refused at once, so that what is accepted is served.
 
-Time limits: a request with a deadline waits until then (408). Without one it waits ``admission_timeout_s`` for a slot
-of a ready worker (503 ALL_SLOTS_BUSY), and as long as its model starts or loads up to ``cold_wait_s`` in all
-(503 MODEL_LOADING); which of the two holds is looked at every ``admission_timeout_s``.
+Time limits: a request with a deadline waits until then (408). Without one it waits ``admission_s`` for a slot of a
+ready worker (503 ALL_SLOTS_BUSY), ``silent_s`` while all its model's workers are out of reach (503), and as long as
+its model starts or loads up to ``cold_s`` in all (503 MODEL_LOADING).
 """
 
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from rbee.queen.metrics import QueenMetrics
-from rbee.queen.registry import Change, Registry, Worker
-from rbee.queen.routing import Fail, Key, Start, Wait, choose, failure, next_step, routable
-from rbee.wire.deadline import Deadline
-from rbee.wire.errors import AllSlotsBusy, ModelLoading, ModelNotFound, RbeeError, TooManyRequests
+from rbee.queen import refusals
+from rbee.queen.affinity import Affinity
+from rbee.queen.clients import Clients
+from rbee.queen.fair import Priority, Ticket
+from rbee.queen.loads import LoadTimes
+from rbee.queen.metrics import QueenMetrics, Shed
+from rbee.queen.placing import Placer
+from rbee.queen.policy import Policy
+from rbee.queen.rates import ServiceTimes
+from rbee.queen.registry import Registry
+from rbee.queen.routing import Fail, Key, Start, Wait, Waiting, failure, next_step, routable
+from rbee.queen.rows import Change, Worker
+from rbee.queen.waiting import Lease, ModelQueue, Waiter, Want
+from rbee.queen.work import estimate
+from rbee.wire.errors import ModelLoading, RbeeError, TooManyRequests
 from rbee.wire.log import log
-from rbee.wire.messages import WorkerReport, WorkerState
+from rbee.wire.messages import WorkerState
 
 LOGGER = logging.getLogger(__name__)
 StartWorker = Callable[[Key], None]
-News = Callable[[WorkerReport], None]
-
-
-@dataclass(frozen=True, slots=True)
-class WaitLimits:
-    """Bounds of waiting: seconds, and requests for each model."""
-
-    admission_s: float = 30.0
-    cold_s: float = 300.0
-    most_waiting: int = 1000
-
-
-@dataclass(slots=True)
-class Want:
-    """One request's wish for a worker of ``model``.
-
-    ``exclude`` are workers that failed it, ``again`` puts it in front (it has been given a worker before), ``news``
-    is called with the report of a worker that it waits for, and ``patient`` False refuses to wait for a cold model.
-    """
-
-    model: str
-    deadline: Deadline | None = None
-    exclude: set[Key] = field(default_factory=set)
-    again: bool = False
-    news: News | None = None
-    patient: bool = True
-
-
-class Lease:
-    """One slot of one worker, held until :meth:`release`."""
-
-    def __init__(self, worker: Worker, url: str, release: Callable[[Worker], None]) -> None:
-        self.worker = worker
-        self.url = url
-        self._release = release
-        self._held = True
-
-    def release(self) -> None:
-        """Give the slot back; the next request that waits takes it within this call."""
-        if self._held:
-            self._held = False
-            self._release(self.worker)
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    want: Want
-    granted: asyncio.Future[Lease]
-
-
-@dataclass(slots=True, eq=False)
-class _Queue:
-    """What waits for one model, which starts it has seen, and why one was refused."""
-
-    waiters: deque[_Waiter] = field(default_factory=deque)
-    tried: set[Key] = field(default_factory=set)
-    refused: dict[Key, RbeeError] = field(default_factory=dict)
+_SURE = 0.8
+"""An expected wait is an average: what is accepted has a fifth of its time to spare."""
 
 
 class Admission:
     """The waiting requests of all models, and the slots that those in flight hold."""
 
-    def __init__(self, registry: Registry, limits: WaitLimits, metrics: QueenMetrics) -> None:
+    def __init__(
+        self, registry: Registry, policy: Policy, affinity: Affinity, clients: Clients, metrics: QueenMetrics
+    ) -> None:
+        self.clients = clients
+        self.placer = Placer(registry, policy, affinity, metrics)
+        self.loads = LoadTimes()
+        self.times = ServiceTimes()
+        self.in_flight = 0
         self._registry = registry
-        self.limits = limits
         self._metrics = metrics
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[str, ModelQueue] = {}
         self._start: StartWorker = lambda key: None
         self._starting: Callable[[], frozenset[Key]] = frozenset
         self._settling: Callable[[], bool] = lambda: False
-        self.in_flight = 0
+        registry.weigh(policy.weight)
         registry.listen(self._on_change)
+
+    def configure(self, policy: Policy) -> None:
+        """Put other rules in force; who waits goes on waiting by them."""
+        self.placer.policy = policy
+        self._registry.weigh(policy.weight)
 
     def use_starter(self, start: StartWorker, starting: Callable[[], frozenset[Key]]) -> None:
         """How a worker is started, and which starts are under way."""
@@ -108,7 +73,7 @@ class Admission:
 
     def waiting_models(self) -> list[str]:
         """Models that requests wait for now."""
-        return [model for model, queue in self._queues.items() if queue.waiters]
+        return [model for model, queue in self._queues.items() if len(queue.waiters)]
 
     @property
     def waiting(self) -> int:
@@ -121,130 +86,169 @@ class Admission:
 
     def at_once(self, model: str) -> bool:
         """Whether a request for the model would get a worker without waiting."""
-        return model not in self._queues and choose(self._registry.serving(model)) is not None
+        return model not in self._queues and self._registry.pool(model).least() is not None
+
+    def want(self, model: str, body: bytes, client: str, priority: Priority = Priority.INTERACTIVE) -> Want:
+        """The wish of one request: what routing and sharing need of it is read from its bytes."""
+        beginnings = self.placer.beginnings(model, body)
+        return Want(model, client=client, priority=priority, work=estimate(body), prefixes=beginnings)
 
     def take_now(self, want: Want) -> Lease | None:
-        """A slot of a worker of the model where one is free and nobody waits for it; None otherwise."""
-        if want.model in self._queues:
+        """A slot of a worker of the model where one is free, nobody waits for it, and the client may have it now."""
+        if want.model in self._queues or self._registry.pool(want.model).least(want.exclude) is None:
             return None
-        key = choose(self._registry.serving(want.model), want.exclude)
-        lease = None if key is None else self._lease(key, waited=False)
-        if lease is not None:
-            self._metrics.queue.observe(0.0)
+        now = time.monotonic()
+        try:
+            self.clients.enter(want.client, now)
+        except TooManyRequests:
+            return None  # who asks to wait is told
+        lease = self._lease(want, now)
+        if lease is None:
+            self.clients.leave(want.client)
+            return None
+        self._metrics.queue.labels(want.priority.value).observe(0.0)
         return lease
 
     async def acquire(self, want: Want) -> Lease:
         """Wait for a slot of a worker of the model, and take it.
 
         Raises ModelNotFound, TooManyRequests, RequestTimeout (the deadline), AllSlotsBusy or ModelLoading (the
-        limits), WorkerFailed or LoadingTimeout (no worker came up), and what a hive refused a start with.
+        limits), HiveUnreachable or WorkerUnreachable (nothing but silence), WorkerFailed or LoadingTimeout (no worker
+        came up), and what a hive refused a start with.
         """
         began = time.monotonic()
         if not self.known(want.model) and not self._settling():
-            raise _unknown(want.model)
-        if want.model not in self._queues or want.again:
-            key = choose(self._registry.serving(want.model), want.exclude)
-            if key is not None and (lease := self._lease(key, waited=False)) is not None:
-                self._metrics.queue.observe(0.0)
-                return lease
-        waiter = self._enter(want)
+            raise refusals.unknown(want.model)
+        self._enter_client(want, began)
+        lease: Lease | None = None
+        try:
+            if want.model not in self._queues or want.again:
+                lease = self._lease(want, began)
+            lease = lease or await self._queued(want, began)
+        finally:
+            if lease is None:
+                self.clients.leave(want.client)
+            self._metrics.queue.labels(want.priority.value).observe(time.monotonic() - began)
+        return lease
+
+    def _enter_client(self, want: Want, now: float) -> None:
+        try:
+            self.clients.enter(want.client, now, again=want.again)
+        except TooManyRequests:
+            self._metrics.shed(Shed.CLIENT_LIMIT)
+            raise
+        want.priority = self.clients.priority(want.client, want.priority)
+
+    async def _queued(self, want: Want, began: float) -> Lease:
+        waiter, ticket = self._enter(want, began)
         try:
             self._pump(want.model)
-            return await self._granted(waiter, began)
+            return await self._granted(waiter)
         except asyncio.CancelledError:
             if waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
-                waiter.granted.result().release()  # granted in the very turn in which the client left
+                self._take_back(waiter.granted.result())  # granted in the very turn in which the client left
             raise
         finally:
-            self._leave(waiter)
-            self._metrics.queue.observe(time.monotonic() - began)
+            self._leave(ticket)
 
-    def _enter(self, want: Want) -> _Waiter:
-        queue = self._queues.setdefault(want.model, _Queue())
-        if len(queue.waiters) >= self.limits.most_waiting:
-            raise TooManyRequests(
-                "too many requests wait for this model: come back later, or add a worker",
-                details={"model": want.model, "waiting": len(queue.waiters)},
-                retry_after_s=5,
-            )
-        waiter = _Waiter(want, asyncio.get_running_loop().create_future())
-        if want.again:
-            queue.waiters.appendleft(waiter)
-        else:
-            queue.waiters.append(waiter)
+    def _enter(self, want: Want, began: float) -> tuple[Waiter, Ticket[Waiter]]:
+        queue = self._queues.get(want.model)
+        if queue is None:
+            loading = {row.key for row in self._registry.serving(want.model) if row.state is WorkerState.LOADING}
+            queue = self._queues[want.model] = ModelQueue(tried=loading)
+        if not want.again:
+            self._make_room(want, queue)
+        waiter = Waiter(want, began, asyncio.get_running_loop().create_future())
+        weight = self.clients.limits(want.client).weight
+        ticket = Ticket(waiter, want.client, want.priority, want.work, weight)
+        queue.waiters.push(ticket, first=want.again)
         self._gauge(want.model, queue)
-        return waiter
+        return waiter, ticket
 
-    def _leave(self, waiter: _Waiter) -> None:
-        model = waiter.want.model
+    def _make_room(self, want: Want, queue: ModelQueue) -> None:
+        """Raise TooManyRequests unless the request may wait, at the cost of a greedier client's latest if need be."""
+        model, waiters, policy = want.model, queue.waiters, self.placer.policy
+        wait_s = self._expected_s(want, queue)
+        if len(waiters) >= policy.waits(model).most_waiting or self.waiting >= policy.most_waiting:
+            victim = waiters.victim(want.client, want.priority)
+            error = refusals.too_many(model, len(waiters), wait_s)
+            self._metrics.shed(Shed.QUEUE_FULL)
+            if victim is None:
+                raise error
+            waiters.discard(victim)
+            victim.item.refuse(error)
+        elif wait_s is not None and wait_s > _SURE * self._may_wait_s(want):
+            self._metrics.shed(Shed.EXPECTED_WAIT)
+            raise refusals.too_many(model, len(waiters), wait_s)
+
+    def _expected_s(self, want: Want, queue: ModelQueue) -> float | None:
+        ahead = queue.waiters.ahead(want.client, want.priority)
+        return self.times.wait_s(want.model, ahead, self._registry.pool(want.model).slots)
+
+    def _may_wait_s(self, want: Want) -> float:
+        if want.deadline is not None:
+            return want.deadline.remaining(time.time())
+        return self.placer.policy.waits(want.model).admission_s
+
+    def _leave(self, ticket: Ticket[Waiter]) -> None:
+        model = ticket.item.want.model
         queue = self._queues.get(model)
         if queue is None:
             return
-        if waiter in queue.waiters:
-            queue.waiters.remove(waiter)
+        queue.waiters.discard(ticket)
         self._gauge(model, queue)
-        if not queue.waiters:
+        if not len(queue.waiters):
             del self._queues[model]
 
-    def _gauge(self, model: str, queue: _Queue) -> None:
-        if not queue.waiters:
-            self._metrics.waiting.remove(model)
-        elif self.known(model):  # a name that no worker has is no label
-            self._metrics.waiting.labels(model).set(len(queue.waiters))
+    def _gauge(self, model: str, queue: ModelQueue) -> None:
+        self._metrics.note_waiting(model, queue.waiters, known=self.known(model))
 
-    async def _granted(self, waiter: _Waiter, began: float) -> Lease:
-        want = waiter.want
+    async def _granted(self, waiter: Waiter) -> Lease:
         while True:
-            left = self._patience(want, began)
-            done, _ = await asyncio.wait((waiter.granted,), timeout=left)
+            done, _ = await asyncio.wait((waiter.granted,), timeout=self._patience(waiter))
             if done:
                 return waiter.granted.result()
-            error = self._out_of_patience(want, time.monotonic() - began)
+            error = self._out_of_patience(waiter)
             if error is not None:
                 raise error
 
-    def _patience(self, want: Want, began: float) -> float:
+    def _patience(self, waiter: Waiter) -> float:
         """Seconds until the wait is looked at again."""
+        want = waiter.want
         if want.deadline is not None:
             return want.deadline.remaining(time.time())
-        cold_left = began + self.limits.cold_s - time.monotonic()
-        return max(0.0, min(self.limits.admission_s, cold_left))
+        limits = self.placer.policy.waits(want.model)
+        cold_left = waiter.began + limits.cold_s - time.monotonic()
+        return max(0.0, min(limits.admission_s, limits.silent_s, cold_left))
 
-    def _out_of_patience(self, want: Want, waited: float) -> RbeeError | None:
+    def _out_of_patience(self, waiter: Waiter) -> RbeeError | None:
         """The error of a request that waited long enough, or None where it may go on."""
-        workers = self._registry.serving(want.model)
-        if want.deadline is not None and want.deadline.remaining(time.time()) <= 0.0:
+        want, now = waiter.want, time.monotonic()
+        workers, limits = self._registry.serving(want.model), self.placer.policy.waits(want.model)
+        if want.deadline is not None:
+            if want.deadline.remaining(time.time()) > 0.0:
+                return None
+            self._metrics.shed(Shed.DEADLINE)
             return want.deadline.passed_error()
         if not workers:
-            return None if self._settling() else _unknown(want.model)
-        step = self._step(want.model)
-        cold = isinstance(step, Start) or (isinstance(step, Wait) and step.why.cold)
-        if cold and waited < self.limits.cold_s:
+            return None if self._settling() else refusals.unknown(want.model)
+        waited, step = now - waiter.began, self._step(want.model)
+        if isinstance(step, Wait) and step.why is Waiting.SILENT and waited >= limits.silent_s:
+            worker = self._registry.worker(step.key)
+            self._metrics.shed(Shed.OUT_OF_REACH)
+            return None if worker is None else refusals.out_of_reach(worker, now)
+        if isinstance(step, Start) or (isinstance(step, Wait) and step.why.cold):
+            return None if waited < limits.cold_s else self.loading_error(want.model)
+        if waited < limits.admission_s:
             return None
-        if cold:
-            return self.loading_error(want.model)
-        return _busy(want.model, list(workers)) if waited >= self.limits.admission_s else None
+        self._metrics.shed(Shed.ALL_BUSY)
+        return refusals.busy(want.model, workers)
 
     def loading_error(self, model: str) -> ModelLoading:
-        """The honest answer to one who does not wait for a cold model: its state, node, and progress."""
+        """The honest answer to one who does not wait for a cold model: its state, node, progress, and when to come."""
         step = self._step(model)
         worker = self._registry.worker(step.key) if isinstance(step, Wait | Start) else None
-        details: dict[str, object] = {"model": model}
-        if worker is not None:
-            progress = worker.report.progress
-            share = progress.done / progress.total if progress is not None and progress.total else None
-            details["loading"] = {
-                "state": worker.state.value,
-                "node": worker.key.hive_id,
-                "progress": share,
-                "stage": progress.stage if progress is not None else worker.report.status_text,
-                "eta_seconds": None,
-            }
-        return ModelLoading(
-            "the model is not ready yet: ask again after the time that Retry-After says, or wait for it",
-            details=details,
-            retry_after_s=10,
-        )
+        return refusals.loading(model, step, worker, self.loads, time.monotonic())
 
     def settled(self) -> None:
         """Hives that were known from before have reported, or had their time: unknown models are unknown now."""
@@ -254,14 +258,26 @@ class Admission:
     # what changes
 
     def _on_change(self, change: Change) -> None:
-        if not self._queues or change.load_only:
+        if change.load_only:
+            return
+        self.loads.watch(change)
+        if not self._queues:
             return
         names = change.worker.names()
         for model in list(self._queues):
+            if model in names:
+                self._note_tried(self._queues[model], change.worker)
             if model in names or not self.known(model):  # a worker whose model changed has left its old name's queue
                 self._pump(model)
             if model in names:
                 self._spread(model, change.worker)
+
+    @staticmethod
+    def _note_tried(queue: ModelQueue, worker: Worker) -> None:
+        if routable(worker):
+            queue.tried.discard(worker.key)
+        elif worker.state is WorkerState.LOADING:
+            queue.tried.add(worker.key)
 
     def start_settled(self, key: Key, error: RbeeError | None) -> None:
         """A start is no longer under way; ``error`` is what the hive refused it with."""
@@ -287,25 +303,24 @@ class Admission:
         queue = self._queues.get(model)
         if queue is None:
             return
-        workers = self._registry.serving(model)
-        for waiter in list(queue.waiters):
-            key = choose(workers, waiter.want.exclude)
-            if key is None:
-                if waiter.want.exclude:
-                    continue
-                break
-            if not waiter.granted.done() and (lease := self._lease(key, waited=True)) is not None:
-                waiter.granted.set_result(lease)
-                queue.waiters.remove(waiter)
-        if queue.waiters:
+        pool, aside = self._registry.pool(model), []
+        while pool.least() is not None and (ticket := queue.waiters.pop()) is not None:
+            waiter = ticket.item
+            deadline = waiter.want.deadline
+            if deadline is not None and deadline.remaining(time.time()) <= 0.0:
+                waiter.refuse(deadline.passed_error())  # its worker's time would be wasted
+            elif not waiter.granted.done():
+                lease = self._lease(waiter.want, waiter.began, waited=True)
+                if lease is None:
+                    aside.append(ticket)  # the free ones have failed it
+                else:
+                    waiter.granted.set_result(lease)
+        queue.waiters.restore(aside)
+        self._gauge(model, queue)
+        if len(queue.waiters):
             self._see_to_start(model, queue)
 
-    def _see_to_start(self, model: str, queue: _Queue) -> None:
-        for worker in self._registry.serving(model):
-            if routable(worker):
-                queue.tried.discard(worker.key)
-            elif worker.state is WorkerState.LOADING:
-                queue.tried.add(worker.key)
+    def _see_to_start(self, model: str, queue: ModelQueue) -> None:
         step = self._step(model)
         if isinstance(step, Start):
             queue.tried.add(step.key)
@@ -321,63 +336,65 @@ class Admission:
         tried = queue.tried if queue is not None else set()
         return next_step(self._registry.serving(model), tried, self._starting())
 
-    def _refuse_impatient(self, model: str, queue: _Queue) -> None:
-        for waiter in [one for one in queue.waiters if not one.want.patient]:
-            waiter.granted.set_exception(self.loading_error(model))
-            queue.waiters.remove(waiter)
+    def _refuse_impatient(self, model: str, queue: ModelQueue) -> None:
+        for waiter in queue.waiters:
+            if not waiter.want.patient:
+                waiter.refuse(self.loading_error(model))
 
-    def _fail(self, model: str, queue: _Queue, step: Fail) -> None:
+    def _fail(self, model: str, queue: ModelQueue, step: Fail) -> None:
         if step.report is None and self._settling():
             return
         for waiter in queue.waiters:
-            if not waiter.granted.done():
-                waiter.granted.set_exception(_failed(model, queue, step))
-        queue.waiters.clear()
+            waiter.refuse(_failed(model, queue, step))
 
-    def _lease(self, key: Key, *, waited: bool) -> Lease | None:
-        worker = self._registry.worker(key)
-        if worker is None or worker.url is None:
+    def _lease(self, want: Want, began: float, *, waited: bool = False) -> Lease | None:
+        placed = self.placer.place(want, began)
+        if placed is None:
+            return None
+        worker, placement = placed
+        if worker.url is None:
             return None
         if worker.ready_at is not None and waited:
             self._metrics.ready_to_first_request.observe(time.monotonic() - worker.ready_at)
         worker.ready_at = None
         self.in_flight += 1
-        self._registry.take(worker)
-        return Lease(worker, worker.url, self._give_back)
+        self._registry.take(worker, want.work)
+        return Lease(worker, worker.url, want, placement, self._give_back)
 
-    def _give_back(self, worker: Worker) -> None:
+    def answered(self, lease: Lease) -> None:
+        """The worker has begun to answer: nothing speaks against it, and its time counts as time of service."""
+        lease.answered = True
+        self._registry.good_answer(lease.worker)
+
+    def doubt(self, worker: Worker, reason: str, *, drains: bool = False) -> None:
+        """The worker cannot be reached, or broke off; ``drains``: it only said that it takes nothing new."""
+        if self._registry.doubt(worker, reason, time.monotonic()) and not drains:
+            self._metrics.breaker_opened.inc()
+
+    def bad_answer(self, worker: Worker, reason: str) -> None:
+        """The worker answered with an error that is not the request's."""
+        if self._registry.bad_answer(worker, reason, time.monotonic()):
+            self._metrics.breaker_opened.inc()
+
+    def _give_back(self, lease: Lease) -> None:
+        if lease.answered:
+            self.times.note(lease.want.model, time.monotonic() - lease.taken_at)
+        self.clients.leave(lease.want.client)
+        self._take_back(lease)
+
+    def _take_back(self, lease: Lease) -> None:
+        worker = lease.worker
         self.in_flight -= 1
-        self._registry.give_back(worker)
+        self._registry.give_back(worker, lease.want.work)
         for model in [name for name in self._queues if name in worker.names()]:
             self._pump(model)
 
 
-def _failed(model: str, queue: _Queue, step: Fail) -> RbeeError:
+def _failed(model: str, queue: ModelQueue, step: Fail) -> RbeeError:
     if step.report is None:
-        return _unknown(model)
+        return refusals.unknown(model)
     if queue.refused:
         error = next(iter(queue.refused.values()))
         log(LOGGER, logging.ERROR, "no worker could be started", model=model, code=error.code)
         return error
     return failure(step.report)
-
-
-def _unknown(model: str) -> ModelNotFound:
-    return ModelNotFound(
-        "no worker serves that model: GET /v1/models lists those that can be asked for",
-        details={"model": model[:128]},
-        param="model",
-    )
-
-
-def _busy(model: str, workers: list[Worker]) -> AllSlotsBusy:
-    ready = [worker for worker in workers if routable(worker)]
-    return AllSlotsBusy(
-        "every slot of the model's workers stayed busy: ask again later, or add a worker",
-        details={
-            "model": model,
-            "slots_total": sum(worker.slots for worker in ready),
-            "slots_busy": sum(min(worker.slots, worker.in_flight) for worker in ready),
-        },
-        retry_after_s=1,
-    )

@@ -8,10 +8,13 @@ from aiohttp import web
 from msgspec import Meta
 
 from rbee.queen.aliases import Aliases
+from rbee.queen.fair import Priority
 from rbee.wire.deadline import DEADLINE_HEADER, Deadline, parse_deadline
+from rbee.wire.errors import InvalidRequest
 from rbee.wire.http.server import decode_body, read_body
 from rbee.wire.names import model_name
 
+PRIORITY_HEADER = "X-Rbee-Priority"
 _PASSED_ON = ("Content-Type", "Accept", "Inference-Header-Content-Length")
 
 
@@ -33,6 +36,7 @@ class Ask:
     headers: dict[str, str]
     deadline: Deadline | None
     patient: bool
+    priority: Priority
 
 
 async def read_ask(
@@ -56,9 +60,22 @@ async def read_ask(
         {name: request.headers[name] for name in _PASSED_ON if name in request.headers},
         None if deadline is None else parse_deadline(deadline),
         not _asks_to_answer_at_once(request.headers.get("Prefer", "")),
+        _priority(request.headers.get(PRIORITY_HEADER)),
     )
 
 
 def _asks_to_answer_at_once(prefer: str) -> bool:
     """Whether ``Prefer: respond-async`` (RFC 7240) is among the preferences."""
     return any(part.split(";")[0].strip().lower() == "respond-async" for part in prefer.split(","))
+
+
+def _priority(header: str | None) -> Priority:
+    if header is None:
+        return Priority.INTERACTIVE
+    try:
+        return Priority(header.strip().lower())
+    except ValueError:
+        raise InvalidRequest(
+            f"{PRIORITY_HEADER} is none of the priorities",
+            details={"header": PRIORITY_HEADER, "accepted": [known.value for known in Priority]},
+        ) from None

@@ -14,6 +14,9 @@ _ORIGIN = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Path = Annotated[str, Meta(min_length=1, max_length=4096)]
+ClientName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+Weight = Annotated[float, Meta(ge=0.01, le=100)]
+Waiting = Annotated[int, Meta(ge=1, le=100_000)]
 
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,19 +34,24 @@ class HeartbeatLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Files that hold the tokens, one per hop; null means the credential of that name, if there is one."""
+    """Files that hold the tokens, one per hop; null means the credential of that name, if there is one.
+
+    ``clients`` are further tokens of clients by name, beside the credentials ``client.NAME``.
+    """
 
     api_token: Path | None = None
     hive_callback_token: Path | None = None
     hive_api_token: Path | None = None
     worker_api_token: Path | None = None
+    clients: dict[ClientName, Path] = {}
 
 
 class RequestLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of a request without a deadline of its own, in seconds, and of what waits.
 
     ``admission_timeout_s``: how long a request waits for a free slot of a ready worker. ``cold_wait_s``: how long it
-    waits in all while a worker of its model starts or loads. ``stall_s``: silence in a stream after which the worker
+    waits in all while a worker of its model starts or loads. ``silent_wait_s``: how long it waits where all its model's
+    workers are out of reach. ``stall_s``: silence in a stream after which the worker
     is taken for stuck. ``answer_s``: the longest an answer that is not streamed may take: the queen's own deadline,
     computed once and passed on; a later one that a client asks for is ignored.
     """
@@ -52,15 +60,63 @@ class RequestLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cold_wait_s: Seconds = 300.0
     stall_s: Seconds = 60.0
     answer_s: Seconds = 600.0
-    max_waiting_per_model: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    silent_wait_s: Seconds = 10.0
+    max_waiting_per_model: Waiting = 1000
+    max_waiting: Waiting = 10_000
     max_body_mb: Annotated[int, Meta(ge=1, le=1024)] = 32
     max_tasks: Annotated[int, Meta(ge=1, le=100_000)] = 1000
     task_events: Annotated[int, Meta(ge=16, le=1_000_000)] = 10_000
     task_retention_s: Seconds = 300.0
 
 
+class ModelPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What holds for one model in place of what holds for all; null: the same as for all."""
+
+    affinity: bool | None = None
+    max_waiting: Waiting | None = None
+    admission_timeout_s: Seconds | None = None
+    cold_wait_s: Seconds | None = None
+
+
+class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How workers are chosen.
+
+    ``affinity``: a prompt goes where its beginning was computed before, unless that worker is busier than the least
+    busy one by more than ``affinity_slack`` of its slots; ``affinity_entries`` bounds what is remembered. ``weights``
+    maps HIVE/WORKER, or HIVE for all of its workers, to a share of the work beside workers of weight 1.
+    ``retry_share``: tries anew for each request, of which ``retry_reserve`` can be saved up.
+    """
+
+    affinity: bool = True
+    affinity_slack: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    affinity_entries: Annotated[int, Meta(ge=16, le=1_000_000)] = 16_384
+    weights: dict[str, Weight] = {}
+    retry_share: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    retry_reserve: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    models: dict[str, ModelPolicy] = {}
+
+
+class ClientLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one client may do; null: no limit.
+
+    ``burst``: requests that may come at once within ``requests_per_minute`` (by default those of one second).
+    ``concurrent``: requests that run or wait at once. ``priority``: the highest that it may ask for. ``weight``: its
+    share of the workers beside clients of weight 1 while requests wait.
+    """
+
+    requests_per_minute: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
+    burst: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    concurrent: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    priority: Annotated[str, Meta(pattern="^(interactive|batch)$")] = "interactive"
+    weight: Weight = 1.0
+
+
 class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of queen.yaml. ``aliases`` maps a name that clients use to a model's name."""
+    """The content of queen.yaml.
+
+    ``aliases`` maps a name that clients use to a model's name, ``clients`` the name of a client's token to its limits
+    (``*``: those of every client that has none of its own).
+    """
 
     listen: Listen = Listen()
     public_url: Annotated[str, Meta(max_length=300)] = DEFAULT_PUBLIC_URL
@@ -68,7 +124,9 @@ class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_dir: Path = "/run/rbee"
     heartbeat: HeartbeatLimits = HeartbeatLimits()
     requests: RequestLimits = RequestLimits()
+    routing: Routing = Routing()
     aliases: dict[str, str] = {}
+    clients: dict[str, ClientLimits] = {}
     tokens: Tokens = Tokens()
     admin_users: list[Annotated[str, Meta(min_length=1, max_length=64)]] = []
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"

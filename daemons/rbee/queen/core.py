@@ -10,8 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from rbee.queen.admission import Admission, WaitLimits
+from rbee.queen.admission import Admission
+from rbee.queen.affinity import Affinity
 from rbee.queen.aliases import Aliases
+from rbee.queen.clients import Clients
 from rbee.queen.config import QueenConfig, RequestLimits
 from rbee.queen.database import HiveRow
 from rbee.queen.dispatch import Dispatcher, SendLimits
@@ -21,7 +23,10 @@ from rbee.queen.express.upstreams import Upstreams
 from rbee.queen.fallback import Fallback
 from rbee.queen.hive_client import HiveClient
 from rbee.queen.metrics import QueenMetrics
-from rbee.queen.registry import Change, Hive, Registry, SilenceLimits
+from rbee.queen.policy import Policy
+from rbee.queen.rates import RetryBudget
+from rbee.queen.registry import Registry
+from rbee.queen.rows import Change, Hive, SilenceLimits
 from rbee.queen.sessions import Sessions
 from rbee.queen.starter import Starter
 from rbee.queen.store import Store
@@ -79,7 +84,13 @@ class Core:
         self.hub = EventHub()
         self.recent = Recent()
         self.registry = Registry(_silence(config))
-        self.admission = Admission(self.registry, _wait_limits(config.requests), self.metrics)
+        self.admission = Admission(
+            self.registry,
+            Policy.of(config),
+            Affinity(config.routing.affinity_entries),
+            Clients(config.clients),
+            self.metrics,
+        )
         self.sessions = Sessions(self.registry)
         self.aliases = Aliases(config.aliases, {})
         self.store = Store(Path(config.state_dir) / "queen" / "queen.db")
@@ -92,7 +103,14 @@ class Core:
         self.to_hives = client_session(connections=MOST_CONNECTIONS)
         self.hives = HiveClient(self.to_hives, lambda: tokens.hive_api)
         self.dispatcher = Dispatcher(
-            self.registry, self.admission, self.to_workers, lambda: tokens.worker_api, self.owner, _send_limits(limits)
+            self.registry,
+            self.admission,
+            self.to_workers,
+            lambda: tokens.worker_api,
+            self.owner,
+            _send_limits(limits),
+            RetryBudget(config.routing.retry_share, config.routing.retry_reserve),
+            self.metrics,
         )
         self._starter = Starter(self.registry, self.hives, self.owner, self.admission.start_settled)
         self._fallback = Fallback(self.registry, self.to_workers, lambda: tokens.worker_api, self.owner, self.metrics)
@@ -156,8 +174,11 @@ class Core:
         """Put the limits and aliases of a reloaded configuration in force."""
         self.config = config
         self.registry.limits = _silence(config)
-        self.admission.limits = _wait_limits(config.requests)
+        self.admission.configure(Policy.of(config))
+        self.admission.clients.configure(config.clients)
+        self.admission.placer.affinity.most = config.routing.affinity_entries
         self.dispatcher.limits = _send_limits(config.requests)
+        self.dispatcher.budget.configure(config.routing.retry_share, config.routing.retry_reserve)
         self.aliases.configure(config.aliases)
 
     @property
@@ -210,10 +231,6 @@ class Core:
 
 def _silence(config: QueenConfig) -> SilenceLimits:
     return SilenceLimits(config.heartbeat.stale_after_intervals, config.heartbeat.drop_after_s)
-
-
-def _wait_limits(limits: RequestLimits) -> WaitLimits:
-    return WaitLimits(limits.admission_timeout_s, limits.cold_wait_s, limits.max_waiting_per_model)
 
 
 def _send_limits(limits: RequestLimits) -> SendLimits:

@@ -9,7 +9,7 @@ from pathlib import Path
 from aiohttp import web
 
 from rbee.host.config import Loaded
-from rbee.host.credentials import find_secret
+from rbee.host.credentials import find_named, find_secret, load_secret
 from rbee.host.journal import set_level
 from rbee.host.notify import Notifier, counted
 from rbee.host.paths import Paths
@@ -25,12 +25,15 @@ from rbee.queen.reply import name_times
 from rbee.queen.status_routes import StatusRoutes, problems
 from rbee.queen.worker_routes import WorkerRoutes
 from rbee.wire.auth import Role, Secret, TokenVerifier
+from rbee.wire.errors import ConfigError
 from rbee.wire.http.server import Server, build_app, metrics_handler
 from rbee.wire.log import log
 from rbee.wire.peer import PeerAdmins
 
 LOGGER = logging.getLogger(__name__)
 GRACE_S = 20.0
+CLIENT_CREDENTIAL = "client."
+MOST_CLIENTS = 256
 
 
 class QueenDaemon:
@@ -41,7 +44,7 @@ class QueenDaemon:
         self._load = load
         self._notifier = notifier
         accepted, self._outgoing = read_tokens(config)
-        self._verifier = TokenVerifier(accepted)
+        self._verifier = TokenVerifier(accepted, read_clients(config))
         self._sockets = listen(config)
         refuse_public_without_token(self._sockets, self._verifier)
         self.core = Core(config, self._outgoing, check_public_url(config.public_url))
@@ -81,9 +84,10 @@ class QueenDaemon:
         """
         loaded = await asyncio.to_thread(self._load)
         accepted, outgoing = await asyncio.to_thread(read_tokens, loaded.value)
-        fresh = TokenVerifier(accepted)
+        clients = await asyncio.to_thread(read_clients, loaded.value)
+        fresh = TokenVerifier(accepted, clients)
         refuse_public_without_token(self._sockets, fresh)
-        self._verifier.replace(accepted)
+        self._verifier.replace(accepted, clients)
         self._outgoing.hive_api, self._outgoing.worker_api = outgoing.hive_api, outgoing.worker_api
         set_level(loaded.value.log_level)
         self.core.reconfigure(loaded.value)
@@ -121,6 +125,23 @@ def read_tokens(config: QueenConfig) -> tuple[Mapping[Role, list[Secret]], Outgo
     roles = {Role.API: find("api_token"), Role.HIVE: find("hive_callback_token")}
     accepted = {role: [secret] for role, secret in roles.items() if secret is not None}
     return accepted, OutgoingTokens(find("hive_api_token"), find("worker_api_token"))
+
+
+def read_clients(config: QueenConfig) -> Mapping[str, Secret]:
+    """The tokens of clients that have a name: credentials ``client.NAME``, over them those of the configuration.
+
+    Raises ConfigError, also for two names of one token.
+    """
+    files = {name: Path(path) for name, path in config.tokens.clients.items()}
+    found = find_named(CLIENT_CREDENTIAL) | {name: load_secret(path) for name, path in files.items()}
+    if len(found) > MOST_CLIENTS:
+        raise ConfigError(f"tokens.clients: {len(found)} clients have tokens, at most {MOST_CLIENTS} are possible")
+    names: dict[str, str] = {}
+    for name, secret in found.items():
+        other = names.setdefault(secret.reveal(), name)
+        if other != name:
+            raise ConfigError(f"tokens.clients: {other} and {name} have the same token: give each one of its own")
+    return found
 
 
 def listen(config: QueenConfig) -> list[socket.socket]:

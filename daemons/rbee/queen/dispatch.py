@@ -14,13 +14,28 @@ import aiohttp
 import msgspec
 
 from rbee.queen import relay
-from rbee.queen.admission import Admission, Lease, News, Want
+from rbee.queen.admission import Admission
 from rbee.queen.explain import Trail, What
-from rbee.queen.registry import Registry, Worker
+from rbee.queen.fair import Priority
+from rbee.queen.metrics import QueenMetrics
+from rbee.queen.rates import RetryBudget
+from rbee.queen.registry import Registry
 from rbee.queen.relay import Patience
+from rbee.queen.rows import Worker
+from rbee.queen.waiting import Lease, News, Want
+from rbee.wire import context
 from rbee.wire.auth import Secret
 from rbee.wire.deadline import DEADLINE_HEADER, Deadline, after
-from rbee.wire.errors import AllSlotsBusy, Draining, ErrorBody, ErrorInfo, ModelLoading, RbeeError, WorkerUnreachable
+from rbee.wire.errors import (
+    AllSlotsBusy,
+    Draining,
+    ErrorBody,
+    ErrorInfo,
+    InferenceError,
+    ModelLoading,
+    RbeeError,
+    WorkerUnreachable,
+)
 from rbee.wire.http.client import request_headers
 from rbee.wire.log import log
 from rbee.wire.tasks import TaskOwner
@@ -55,6 +70,7 @@ class Call:
     news: News | None = None
     request_id: str | None = None
     method: str = "POST"
+    priority: Priority = Priority.INTERACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +149,8 @@ class Dispatcher:
         token: Callable[[], Secret | None],
         owner: TaskOwner,
         limits: SendLimits,
+        budget: RetryBudget,
+        metrics: QueenMetrics,
     ) -> None:
         self._registry = registry
         self.admission = admission
@@ -140,56 +158,87 @@ class Dispatcher:
         self._token = token
         self._owner = owner
         self.limits = limits
+        self.budget = budget
+        self._metrics = metrics
 
     async def open(self, call: Call) -> Upstream | Refused:
         """Place and send ``call`` until a worker answers: at most three workers, none after a byte of an answer.
 
-        Raises what :meth:`Admission.acquire` raises, RequestTimeout, WorkerUnreachable, AllSlotsBusy, WorkerFailed.
+        A try anew is paid for by the budget. Raises what :meth:`Admission.acquire` raises, RequestTimeout,
+        WorkerUnreachable, AllSlotsBusy, WorkerFailed.
         """
         own = after(self.limits.answer_s, time.time())
         call = _without_late_deadline(call, own)
-        want = Want(call.model, call.deadline, news=call.news, patient=call.patient)
+        want = self._want(call)
         if call.deadline is None and not call.stream:
             call = dataclasses.replace(call, deadline=own)
         began = time.monotonic()
         problem: RbeeError | None = None
-        for number in range(1, TRIES + 1):
+        while True:
+            if call.trail.tries and not self._may_retry(call, problem):
+                raise problem or _given_up()
             call.trail.waits()
             lease = await self.admission.acquire(want)
-            call.trail.placed(lease.worker, self._registry.serving(call.model))
-            queue_ms = (time.monotonic() - began) * 1000
-            kept = False
-            try:
-                answer = await self._send(call, lease, queue_ms)
-                if isinstance(answer, Upstream):
-                    kept = True
-                    return answer
-                problem = self.elsewhere(answer, lease.worker)
-                if problem is None:
-                    call.trail.answers(answer.status)
-                    return answer
-                call.trail.turned_away(What.REFUSED, problem.message, answer.status)
-            except (aiohttp.ClientError, ConnectionError) as error:
-                late = number == 1 and isinstance(error, aiohttp.ServerDisconnectedError)
-                problem = self._unreachable(lease.worker, error, doubt=not late)
-                call.trail.turned_away(What.UNREACHABLE, type(error).__name__)
-            finally:
-                if not kept:
-                    lease.release()
-            log(LOGGER, logging.WARNING, "placing anew", worker=str(lease.worker.key), code=problem.code, tries=number)
-            want.again = True
+            call.trail.placed(lease.placement)
+            answer = await self._try(call, lease, (time.monotonic() - began) * 1000)
+            if not isinstance(answer, RbeeError):
+                return answer
+            problem = answer
+            want.again, want.retries = True, call.trail.tries
             call.trail.waits()
-            if isinstance(problem, AllSlotsBusy) and number < TRIES:
-                await self._beside(want, lease.worker, number)
-        raise problem or WorkerUnreachable("no worker answered")
+            if isinstance(problem, AllSlotsBusy) and want.retries < TRIES:
+                await self._beside(want, lease.worker)
 
-    async def _beside(self, want: Want, worker: Worker, number: int) -> None:
+    def _want(self, call: Call) -> Want:
+        want = self.admission.want(call.model, call.body, context.client.get() or "", call.priority)
+        want.deadline, want.news, want.patient = call.deadline, call.news, call.patient
+        want.again, want.retries = bool(call.trail.tries), call.trail.tries
+        if not want.again:
+            self.budget.deposit()
+        return want
+
+    def _may_retry(self, call: Call, problem: RbeeError | None) -> bool:
+        """Whether the request is placed anew: it has tries left, and the budget pays for one."""
+        if call.trail.tries >= TRIES:
+            return False
+        if not self.budget.spend():
+            self._metrics.retries_refused.inc()
+            return False
+        why = call.trail.last
+        self._metrics.retries.labels(why).inc()
+        code = None if problem is None else problem.code
+        log(LOGGER, logging.WARNING, "placing anew", worker=call.trail.worker, why=why, code=code)
+        return True
+
+    async def _try(self, call: Call, lease: Lease, queue_ms: float) -> Upstream | Refused | RbeeError:
+        """Send the request to one worker: its answer, or the reason to place the request anew."""
+        kept = False
+        try:
+            answer = await self._send(call, lease, queue_ms)
+            if isinstance(answer, Upstream):
+                kept = True
+                self.admission.answered(lease)
+                return answer
+            problem = self.elsewhere(answer, lease.worker)
+            if problem is None:
+                call.trail.answers(answer.status)
+                return answer
+            call.trail.turned_away(What.REFUSED, problem.message, answer.status)
+            return problem
+        except (aiohttp.ClientError, ConnectionError) as error:
+            late = call.trail.tries == 1 and isinstance(error, aiohttp.ServerDisconnectedError)
+            call.trail.turned_away(What.UNREACHABLE, type(error).__name__)
+            return self._unreachable(lease.worker, error, doubt=not late)
+        finally:
+            if not kept:
+                lease.release()
+
+    async def _beside(self, want: Want, worker: Worker) -> None:
         """A worker is busier than the queen knew: look beside it, or let it be for a moment."""
         want.exclude.add(worker.key)
-        others = [one for one in self._registry.serving(want.model) if one.key not in want.exclude]
-        if not any(one.state.ready and one.in_flight < one.slots for one in others):
+        if self._registry.pool(want.model).least(want.exclude) is None:
             want.exclude.clear()
-            await asyncio.sleep(_BUSY_WAIT_S * number * (0.5 + random.random()))  # noqa: S311 - jitter, no secret
+            await asyncio.sleep(_BUSY_WAIT_S * want.retries * (0.5 + random.random()))  # noqa: S311 - jitter, no secret
 
     async def _send(self, call: Call, lease: Lease, queue_ms: float) -> Upstream | Refused:
         worker = str(lease.worker.key)
@@ -256,16 +305,22 @@ class Dispatcher:
         """The reason to place the request anew, or None where the refusal is the client's answer."""
         if refused.status in (401, 403):
             return self._no_entry(worker)
+        if refused.status < 500:
+            self._registry.good_answer(worker)
+            return None
         info = refused.info(None)
         if refused.status != 503 or info.code not in _ELSEWHERE:
+            if refused.status in (500, 502) and info.code != InferenceError.code:
+                self.admission.bad_answer(worker, f"answers with {info.code}")
             return None
         if info.code == AllSlotsBusy.code:
+            self._registry.good_answer(worker)
             return AllSlotsBusy(info.message, details=info.details, retry_after_s=1)
-        self._registry.doubt(worker, info.code)
+        self.admission.doubt(worker, info.code, drains=True)
         return WorkerUnreachable(info.message, details=info.details, retry_after_s=1)
 
     def _no_entry(self, worker: Worker) -> RbeeError:
-        self._registry.doubt(worker, "the queen's token is not accepted")
+        self.admission.doubt(worker, "the queen's token is not accepted")
         return WorkerUnreachable(
             f"worker {worker.key} does not accept the queen's token: give both the same worker_api_token",
             details={"worker": str(worker.key)},
@@ -273,7 +328,7 @@ class Dispatcher:
 
     def _unreachable(self, worker: Worker, error: Exception, *, doubt: bool) -> RbeeError:
         if doubt:  # a kept connection may have been closed in the very moment of its use: tried once more
-            self._registry.doubt(worker, "does not answer")
+            self.admission.doubt(worker, "does not answer")
         log(LOGGER, logging.WARNING, "worker does not answer", worker=str(worker.key), why=type(error).__name__)
         return WorkerUnreachable(
             f"worker {worker.key} does not answer: it may have just stopped; ask again",
@@ -283,7 +338,15 @@ class Dispatcher:
 
     def broke(self, upstream: Upstream) -> None:
         """A worker broke off within its answer: nothing more is routed to it until its hive speaks."""
-        self._registry.doubt(upstream.lease.worker, "broke off within an answer")
+        upstream.lease.answered = False
+        self.admission.doubt(upstream.lease.worker, "broke off within an answer")
+
+
+def _given_up() -> WorkerUnreachable:
+    """The error of a request whose worker went away, and that is placed at no other one."""
+    return WorkerUnreachable(
+        "the request's worker went away, and too many were placed anew lately: ask again", retry_after_s=2
+    )
 
 
 def _without_late_deadline(call: Call, own: Deadline) -> Call:

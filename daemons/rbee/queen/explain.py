@@ -4,28 +4,24 @@ A request's trail is written while it runs and read by `rbee why`. Only the late
 """
 
 import enum
-import itertools
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from rbee.queen.registry import Worker
-from rbee.queen.routing import routable
+from rbee.queen.routing import Placement, Seen, routable
+from rbee.queen.rows import Worker
 from rbee.wire.errors import NotFound
 from rbee.wire.messages import WorkerReport
 
 KEPT = 2000
 """Requests that are remembered."""
-MOST_CANDIDATES = 16
 MOST_STEPS = 16
 MOST_SHOWN = 20
 NO_WORKER = "none"
 """Stands for the worker of an answer in which none took part; no worker's name is without a slash."""
 _MOST_WORDS = 300
-_Seen = tuple[str, str, int, int, int]
-"""A :class:`Considered` before anybody asks for it."""
 
 
 class What(enum.StrEnum):
@@ -39,17 +35,21 @@ class What(enum.StrEnum):
 
 
 class Considered(msgspec.Struct, frozen=True):
-    """A worker of the model at the moment of a choice: its state, requests in flight there, and its slots."""
+    """A worker of the model at the moment of a choice: its state, requests in flight there, its slots, and its weight.
+
+    ``work`` is what those requests were estimated to cost, in tokens.
+    """
 
     worker: str
     state: str
     in_flight: int
     slots: int
-    served: int
+    work: float
+    weight: float
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One step ``at_ms`` after the request had come in; ``candidates`` are those of a choice."""
+    """One step ``at_ms`` after the request had come in; ``candidates`` are some of those of a choice."""
 
     at_ms: float
     what: What
@@ -93,7 +93,7 @@ class WorkerExplanation(msgspec.Struct, frozen=True):
     requests: list[Explanation]
 
 
-_Step = tuple[float, What, str | None, str, int | None, Sequence[_Seen]]
+_Step = tuple[float, What, str | None, str, int | None, Sequence[Seen]]
 
 
 class Trail:
@@ -107,7 +107,7 @@ class Trail:
 
     __slots__ = (
         "_sent", "_steps", "_waits_since", "arrived", "arrived_unix", "asked", "caller", "code", "correlation_id",
-        "ended", "model", "outcome", "overhead_ms", "queue_s", "request_id", "route", "worker", "worker_s",
+        "ended", "model", "outcome", "overhead_ms", "queue_s", "request_id", "route", "tries", "worker", "worker_s",
     )  # fmt: skip
 
     def __init__(self, route: str, correlation_id: str | None, caller: str | None) -> None:
@@ -119,6 +119,7 @@ class Trail:
         self.arrived = time.perf_counter()
         self.arrived_unix = time.time()
         self.worker: str | None = None
+        self.tries = 0
         self.queue_s = self.worker_s = 0.0
         self.overhead_ms: float | None = None
         self.ended: float | None = None
@@ -139,15 +140,15 @@ class Trail:
         if self._waits_since is None:
             self._waits_since = time.perf_counter()
 
-    def placed(self, worker: Worker, candidates: Collection[Worker]) -> None:
-        """``worker`` was chosen among ``candidates``: the wait is over, and it is sent the request now."""
+    def placed(self, placement: Placement) -> None:
+        """A worker was chosen: the wait is over, and it is sent the request now."""
         now = self._sent = time.perf_counter()
         if self._waits_since is not None:
             self.queue_s += now - self._waits_since
             self._waits_since = None
-        self.worker = str(worker.key)
-        seen = [_seen(one) for one in itertools.islice(candidates, MOST_CANDIDATES)]
-        self._add(now, What.PLACED, self.worker, candidates=seen)
+        self.worker = str(placement.chosen)
+        self.tries += 1
+        self._add(now, What.PLACED, self.worker, placement.reason.value, candidates=placement.considered)
 
     def answers(self, status: int) -> None:
         """The first byte of the worker's answer is here."""
@@ -169,7 +170,7 @@ class Trail:
 
     def _add(
         self, at: float, what: What, worker: str | None, why: str = "", status: int | None = None,
-        candidates: Sequence[_Seen] = (),
+        candidates: Sequence[Seen] = (),
     ) -> None:  # fmt: skip
         if len(self._steps) < MOST_STEPS:
             self._steps.append((at, what, worker, why, status, candidates))
@@ -182,6 +183,11 @@ class Trail:
             self.overhead_ms = max(0.0, now - self.arrived - self.worker_s - waited) * 1000
         return self.worker or NO_WORKER, f"{waited * 1000:.1f}", f"{self.overhead_ms:.3f}"
 
+    @property
+    def last(self) -> str:
+        """What its latest step was."""
+        return self._steps[-1][1].value if self._steps else ""
+
     def met(self, worker: str) -> bool:
         """Whether a step of it was at ``worker``."""
         return any(step[2] == worker for step in self._steps)
@@ -189,7 +195,7 @@ class Trail:
     def told(self) -> Explanation:
         """All of it, for a person."""
         steps = [
-            Step(_ms(at - self.arrived), what, worker, why, status, [Considered(*one) for one in candidates])
+            Step(_ms(at - self.arrived), what, worker, why, status, [_considered(one) for one in candidates])
             for at, what, worker, why, status, candidates in self._steps
         ]
         overhead = None if self.overhead_ms is None else round(self.overhead_ms, 3)
@@ -200,8 +206,8 @@ class Trail:
         )  # fmt: skip
 
 
-def _seen(worker: Worker) -> _Seen:
-    return str(worker.key), worker.state.value, worker.in_flight, worker.slots, worker.served
+def _considered(seen: Seen) -> Considered:
+    return Considered(str(seen.key), seen.state.value, seen.in_flight, seen.slots, seen.work, seen.weight)
 
 
 def _ms(seconds: float) -> float:

@@ -16,8 +16,9 @@ import aiohttp
 import msgspec
 
 from rbee.queen.metrics import QueenMetrics
-from rbee.queen.registry import Registry, Worker
+from rbee.queen.registry import Registry
 from rbee.queen.routing import Key
+from rbee.queen.rows import Worker
 from rbee.wire.auth import Secret
 from rbee.wire.errors import ProtocolError
 from rbee.wire.http.client import decode_answer

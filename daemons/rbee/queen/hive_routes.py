@@ -8,14 +8,16 @@ from aiohttp import web
 
 from rbee import __version__
 from rbee.queen.core import Core
+from rbee.queen.lives import Verdict
+from rbee.queen.pictures import Beat, read_beat, read_whole
 from rbee.queen.places import believed, believed_picture, is_foreign, peer_of
-from rbee.queen.registry import Outcome
+from rbee.queen.rows import Outcome
 from rbee.wire.auth import Role
 from rbee.wire.errors import InvalidRequest
 from rbee.wire.http.middleware import allow, routine_route
-from rbee.wire.http.server import SseStream, json_response, read_json
+from rbee.wire.http.server import SseStream, json_response, read_body, read_json
 from rbee.wire.log import log
-from rbee.wire.messages import CallbackAnswer, Heartbeat, HeartbeatAnswer, ReadyCallback, WorkerReport
+from rbee.wire.messages import CallbackAnswer, HeartbeatAnswer, ReadyCallback, WorkerReport
 from rbee.wire.names import hive_id as valid_hive_id
 
 LOGGER = logging.getLogger(__name__)
@@ -88,24 +90,38 @@ class HiveRoutes:
         """The whole picture of one machine."""
         core = self._core
         hive_id = valid_hive_id(request.match_info["hive"])
-        beat = await read_json(request, Heartbeat)
+        body = await read_body(request)
+        beat = read_beat(body)
         if beat.hive_id != hive_id:
             raise _field("hive_id", "expected the one in the path")
-        if any((report.hive_id, report.boot_id) != (hive_id, beat.boot_id) for report in beat.workers):
-            raise _field("workers", "every worker of a picture has its hive_id and boot_id")
         core.metrics.heartbeats.inc()
-        picture = believed_picture(beat, peer_of(request))
         now = time.monotonic()
         core.sessions.check(hive_id, beat.boot_id, now)
-        known = core.registry.hive(hive_id)
-        told = known is not None and known.picture_revision == beat.revision
-        outcome = core.registry.heartbeat(picture, now)
-        if picture != beat and not told:
-            log(LOGGER, logging.WARNING, "a hive names addresses that are not of its machine: left out", hive=hive_id)
+        outcome = self._take_picture(beat, body, peer_of(request), now)
         hive = core.registry.hive(hive_id)
         if hive is not None:
             core.heard_of(hive)
         return json_response(HeartbeatAnswer(True, outcome.message, core.instance_id, __version__))
+
+    def _take_picture(self, beat: Beat, body: bytes, peer: str | None, now: float) -> Outcome:
+        registry, picture = self._core.registry, beat.picture(peer)
+        known = registry.repeated(beat.hive_id, picture, now)
+        if known is not None:
+            known.machine = beat.machine
+            return Outcome(Verdict.SAME, "known already")
+        whole = read_whole(body)
+        if any((report.hive_id, report.boot_id) != (beat.hive_id, beat.boot_id) for report in whole.workers):
+            raise _field("workers", "every worker of a picture has its hive_id and boot_id")
+        trusted = believed_picture(whole, peer)
+        before = registry.hive(beat.hive_id)
+        told = before is not None and before.picture_revision == beat.revision
+        outcome = registry.heartbeat(trusted, now, picture)
+        if trusted != whole and not told:
+            log(
+                LOGGER, logging.WARNING, "a hive names addresses that are not of its machine: left out",
+                hive=beat.hive_id,
+            )  # fmt: skip
+        return outcome
 
     async def session(self, request: web.Request) -> web.StreamResponse:
         """A stream held open for as long as both sides live; ``?boot_id=`` names the hive's life."""

@@ -236,14 +236,14 @@ def only_version(request: web.Request) -> None:
 def _call(ask: Ask, account: Account, path: Callable[[Worker], str]) -> Call:
     return Call(
         ask.model, ask.asked, path, ask.body, ask.headers, ask.stream, account.trail, deadline=ask.deadline,
-        patient=ask.patient,
+        patient=ask.patient, priority=ask.priority,
     )  # fmt: skip
 
 
 def _typed_call(ask: Ask, account: Account, request_id: str) -> Call:
     return Call(
         ask.model, ask.asked, lambda worker: TYPED_ROUTE, ask.body, ask.headers, ask.stream, account.trail,
-        deadline=ask.deadline, patient=ask.patient, request_id=request_id,
+        deadline=ask.deadline, patient=ask.patient, priority=ask.priority, request_id=request_id,
     )  # fmt: skip
 
 

@@ -5,135 +5,21 @@ what lets a waiting request start as soon as its worker's callback arrives. Time
 (``now`` is CLOCK_MONOTONIC in seconds).
 """
 
-import enum
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
 
 import msgspec
 
-from rbee.queen.lives import Lives, Verdict, judge
+from rbee.queen.lives import Verdict, judge
+from rbee.queen.pool import Pool
 from rbee.queen.routing import Key
+from rbee.queen.rows import Change, Hive, Liveness, Outcome, SilenceLimits, Worker
 from rbee.wire.errors import Conflict, WorkerNotFound
-from rbee.wire.messages import Heartbeat, MachineFacts, WorkerReport, WorkerState
+from rbee.wire.messages import Heartbeat, WorkerReport, WorkerState
 
+__all__ = ["Change", "Hive", "Liveness", "Outcome", "Registry", "SilenceLimits", "Worker"]
 MANUAL_BOOT = "manual"
-DEFAULT_INTERVAL_S = 5.0
 MOST_MANUAL = 1000
-
-
-class Liveness(enum.StrEnum):
-    """What a hive's silence means."""
-
-    LIVE = "live"
-    STALE = "stale"
-    GONE = "gone"
-
-
-@dataclass(frozen=True, slots=True)
-class SilenceLimits:
-    """Intervals of silence after which a hive is stale, and seconds after which it is forgotten."""
-
-    stale_after_intervals: float = 3.0
-    drop_after_s: float = 300.0
-
-    def liveness(self, silent_s: float, interval_s: float) -> Liveness:
-        """Judge a silence of ``silent_s`` of a hive that promised a message every ``interval_s``."""
-        if silent_s >= self.drop_after_s:
-            return Liveness.GONE
-        return Liveness.STALE if silent_s >= self.stale_after_intervals * interval_s else Liveness.LIVE
-
-
-@dataclass(slots=True, eq=False)
-class Hive:
-    """One machine's hive: its lives, what it last said, and when it was last heard (monotonic seconds)."""
-
-    hive_id: str
-    heard: float
-    lives: Lives = field(default_factory=Lives)
-    picture_revision: int | None = None
-    manual: bool = False
-    stale: bool = False
-    api_url: str | None = None
-    version: str = ""
-    interval_s: float = DEFAULT_INTERVAL_S
-    machine: MachineFacts | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One worker: its latest report and what the queen knows beside it.
-
-    ``suspect`` says why the queen doubts the report (the connection broke); the next report clears it, and where there
-    is no hive to report, time does (``forgiven_at``, monotonic). ``proven_until`` is how long (monotonic) a direct
-    answer of the worker stands in for its silent hive.
-    """
-
-    key: Key
-    report: WorkerReport
-    hive: Hive
-    held: bool = False
-    suspect: str = ""
-    forgiven_at: float = 0.0
-    proven_until: float = 0.0
-    in_flight: int = 0
-    served: int = 0
-    ready_at: float | None = None
-
-    @property
-    def state(self) -> WorkerState:
-        """The worker's state as the queen sees it now."""
-        if self.proven_until:
-            return WorkerState.BUSY if self.in_flight else WorkerState.IDLE
-        state = self.report.state
-        if self.hive.stale and state is not WorkerState.STOPPED:
-            return WorkerState.STALE
-        if not state.ready:
-            return state
-        if self.suspect:
-            return WorkerState.UNHEALTHY
-        return WorkerState.BUSY if self.in_flight or self.held else WorkerState.IDLE
-
-    @property
-    def slots(self) -> int:
-        """Requests that it runs at once."""
-        return max(1, self.report.slots_total)
-
-    @property
-    def url(self) -> str | None:
-        """Where it answers."""
-        return self.report.url
-
-    def names(self) -> set[str]:
-        """The names by which requests may ask for its model."""
-        return {name for name in (self.report.model, self.report.model_ref) if name}
-
-    def view(self) -> WorkerReport:
-        """The report as the queen shows it: with her own state and count of free slots."""
-        available = max(0, self.report.slots_total - self.in_flight)
-        reason = self.suspect or self.report.reason
-        return msgspec.structs.replace(self.report, state=self.state, slots_available=available, reason=reason)
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A worker changed; ``removed`` when it is gone. ``load_only``: nothing but its count of requests changed."""
-
-    worker: Worker
-    removed: bool = False
-    load_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a message did, as a sentence, and the order it was judged to have."""
-
-    verdict: Verdict
-    message: str
-
-    @property
-    def applied(self) -> bool:
-        """Whether it changed what is known."""
-        return self.verdict.counts
+_NOBODY: Pool[Worker] = Pool()
 
 
 class Registry:
@@ -143,12 +29,20 @@ class Registry:
         self.limits = limits
         self._workers: dict[Key, Worker] = {}
         self._hives: dict[str, Hive] = {}
-        self._by_name: dict[str, dict[Key, Worker]] = {}
+        self._pools: dict[str, Pool[Worker]] = {}
+        self._weigh: Callable[[Key], float] = lambda key: 1.0
         self._listeners: list[Callable[[Change], None]] = []
 
     def listen(self, listener: Callable[[Change], None]) -> None:
         """Call ``listener`` for each change; it must neither wait nor raise."""
         self._listeners.append(listener)
+
+    def weigh(self, weigh: Callable[[Key], float]) -> None:
+        """Give each worker the weight that ``weigh`` says, those to come as well."""
+        self._weigh = weigh
+        for worker in self._workers.values():
+            worker.weight = weigh(worker.key)
+            self._touch(worker)
 
     # what is known
 
@@ -170,7 +64,11 @@ class Registry:
 
     def serving(self, name: str) -> Collection[Worker]:
         """Workers, in any state, whose model has that name or reference."""
-        return self._by_name.get(name, {}).values()
+        return self.pool(name).rows()
+
+    def pool(self, name: str) -> Pool[Worker]:
+        """The same as an index by load, for a choice among them; not to be changed."""
+        return self._pools.get(name, _NOBODY)
 
     def model_names(self) -> Iterator[str]:
         """The models that requests can name (references left out)."""
@@ -199,6 +97,7 @@ class Registry:
         """Take one worker's report (a callback or a change of state)."""
         hive = self._hear(report.hive_id, now)
         life = hive.lives.enter(report.boot_id)
+        hive.picture = None if life is Verdict.NEW_LIFE else hive.picture
         if life is Verdict.SUPERSEDED:
             return Outcome(life, "ignored: this life of the hive has been superseded")
         if life is Verdict.NEW_LIFE:
@@ -222,8 +121,19 @@ class Registry:
             return Outcome(verdict, "stored")
         return Outcome(verdict, f"ignored: revision {known.report.revision} is known already")
 
-    def heartbeat(self, beat: Heartbeat, now: float) -> Outcome:
-        """Take a hive's whole picture: what it does not have is removed, unless something newer said otherwise."""
+    def repeated(self, hive_id: str, picture: int, now: float) -> Hive | None:
+        """The hive, heard at ``now``, where its picture is the one taken last and there is nothing that it settles."""
+        hive = self._hives.get(hive_id)
+        if hive is None or hive.picture != picture or hive.stale or hive.doubted:
+            return None
+        hive.heard = now
+        return hive
+
+    def heartbeat(self, beat: Heartbeat, now: float, picture: int | None = None) -> Outcome:
+        """Take a hive's whole picture: what it does not have is removed, unless something newer said otherwise.
+
+        ``picture`` is its hash, by which :meth:`repeated` knows it again.
+        """
         hive = self._hear(beat.hive_id, now)
         life = hive.lives.enter(beat.boot_id)
         if life is Verdict.SUPERSEDED:
@@ -241,18 +151,18 @@ class Registry:
             key = Key(beat.hive_id, report.worker_id)
             present.add(key)
             self._take_from_picture(hive, report, key)
-        for key, worker in list(self._workers.items()):
-            if worker.hive is hive and key not in present and not self._newer_than(worker, beat):
+        for key, worker in list(hive.workers.items()):
+            if key not in present and not self._newer_than(worker, beat):
                 self._drop(worker)
+        hive.picture = picture
         return Outcome(verdict if life is Verdict.SAME else life, "stored")
 
     def _take_from_picture(self, hive: Hive, report: WorkerReport, key: Key) -> None:
-        known = self._workers.get(key)
+        known = hive.workers.get(key)
         if known is None or known.report.boot_id != report.boot_id or report.revision > known.report.revision:
             self._store(hive, report)
-        elif known.suspect and report.revision == known.report.revision:
-            known.suspect = ""
-            self._tell(Change(known))
+        elif known.suspect and report.revision == known.report.revision and known.breaker.reassured():
+            self._try_again(known)
 
     @staticmethod
     def _newer_than(worker: Worker, beat: Heartbeat) -> bool:
@@ -271,7 +181,7 @@ class Registry:
 
     def _forget_manual(self, hive: Hive | None) -> None:
         if hive is not None:
-            for worker in [one for one in self._workers.values() if one.hive is hive]:
+            for worker in list(hive.workers.values()):
                 self._drop(worker)
 
     # what operators say
@@ -297,6 +207,7 @@ class Registry:
         worker.held = held
         if not held:
             worker.suspect = ""
+            worker.breaker.close()
         self._tell(Change(worker))
         return worker
 
@@ -309,30 +220,61 @@ class Registry:
 
     # what the queen herself sees
 
-    def take(self, worker: Worker) -> None:
-        """Count a request that goes to the worker."""
+    def take(self, worker: Worker, work: float = 1.0) -> None:
+        """Count a request that goes to the worker, and its estimated cost in tokens."""
         worker.in_flight += 1
+        worker.work += work
         worker.served += 1
+        worker.turn += 1.0 / worker.weight
         if worker.in_flight == 1:
             self._tell(Change(worker, load_only=True))
+        else:
+            self._touch(worker)
 
-    def give_back(self, worker: Worker) -> None:
+    def give_back(self, worker: Worker, work: float = 1.0) -> None:
         """Count a request that ended."""
         worker.in_flight -= 1
         if worker.in_flight == 0:
+            worker.work = 0.0
             self._tell(Change(worker, load_only=True))
+        else:
+            worker.work -= work
+            self._touch(worker)
 
-    def doubt(self, worker: Worker, reason: str) -> None:
-        """Route nothing to the worker until its hive speaks of it again."""
-        if not worker.suspect:
-            worker.suspect = reason
-            worker.forgiven_at = worker.proven_until = 0.0
+    def doubt(self, worker: Worker, reason: str, now: float) -> bool:
+        """Route nothing to the worker until its breaker lets a request try it; True when the breaker opened by this."""
+        opened = worker.breaker.trip(now)
+        if opened:
+            self._suspect(worker, reason)
+        return opened
+
+    def bad_answer(self, worker: Worker, reason: str, now: float) -> bool:
+        """The worker answered with an error of its own: several in a row are a doubt; True when this made it one."""
+        opened = worker.breaker.bad_answer(now)
+        if opened:
+            self._suspect(worker, reason)
+        return opened
+
+    def good_answer(self, worker: Worker) -> None:
+        """The worker answered: nothing speaks against it any more."""
+        if worker.breaker.good_answer():
+            worker.suspect = ""
             self._tell(Change(worker))
+
+    def _suspect(self, worker: Worker, reason: str) -> None:
+        worker.suspect = reason
+        worker.proven_until = 0.0
+        self._tell(Change(worker))
+
+    def _try_again(self, worker: Worker) -> None:
+        worker.suspect = ""
+        self._tell(Change(worker))
 
     def prove(self, worker: Worker, until: float) -> None:
         """The worker itself said that it is ready while its hive was silent: routable until then (monotonic)."""
         worker.proven_until = until
         worker.suspect = ""
+        worker.breaker.close()
         self._tell(Change(worker))
 
     def sweep(self, now: float) -> list[Hive]:
@@ -352,20 +294,12 @@ class Registry:
             if worker.proven_until and now >= worker.proven_until:
                 worker.proven_until = 0.0
                 self._tell(Change(worker))
-            if worker.hive.manual and worker.suspect:
-                self._forgive(worker, now)
+            if worker.suspect and worker.breaker.cooled(now) and worker.breaker.half_open():
+                self._try_again(worker)
         return gone
 
-    def _forgive(self, worker: Worker, now: float) -> None:
-        """No hive will speak of a worker that was registered by hand: after a while it is tried anew."""
-        if not worker.forgiven_at:
-            worker.forgiven_at = now + DEFAULT_INTERVAL_S
-        elif now >= worker.forgiven_at:
-            worker.suspect = ""
-            self._tell(Change(worker))
-
     def _forget(self, hive: Hive) -> None:
-        for worker in [one for one in self._workers.values() if one.hive is hive]:
+        for worker in list(hive.workers.values()):
             self._drop(worker)
         self._hives.pop(hive.hive_id, None)
 
@@ -375,25 +309,48 @@ class Registry:
         key = Key(report.hive_id, report.worker_id)
         worker = self._workers.get(key)
         if worker is None:
-            worker = self._workers[key] = Worker(key, report, hive)
+            worker = self._workers[key] = hive.workers[key] = Worker(key, report, hive, weight=self._weigh(key))
             worker.ready_at = hive.heard if report.state.ready else None
+            self._note_loading(worker)
+            self._join(worker)
             self._index((), worker)
         else:
-            before = worker.names()
-            if not report.state.ready:
-                worker.ready_at = None
-            elif not worker.report.state.ready:
-                worker.ready_at = hive.heard
-            if not report.state.ready or report.invocation_id != worker.report.invocation_id:
-                worker.held = False  # an operator's hold is for one life of the worker
-            worker.report = report
-            worker.suspect, worker.proven_until = "", 0.0
-            self._index(before, worker)
+            self._replace(worker, report)
         self._tell(Change(worker))
         return worker
 
+    def _replace(self, worker: Worker, report: WorkerReport) -> None:
+        before, hive = worker.names(), worker.hive
+        if not report.state.ready:
+            worker.ready_at = None
+        elif not worker.report.state.ready:
+            worker.ready_at = hive.heard
+        if not report.state.ready or report.invocation_id != worker.report.invocation_id:
+            worker.held = False  # an operator's hold is for one life of the worker
+        worker.report = report
+        worker.suspect, worker.proven_until = "", 0.0
+        worker.breaker.close()
+        self._note_loading(worker)
+        if worker.ready_at == hive.heard:
+            self._join(worker)
+        self._index(before, worker)
+
+    def _join(self, worker: Worker) -> None:
+        """One that is new, or back, takes its turn beside the others: it owes no work for the time it was away."""
+        others = (self.pool(name).least() for name in worker.names())
+        worker.turn = max((one.turn for one in others if one is not None and one is not worker), default=worker.turn)
+
+    @staticmethod
+    def _note_loading(worker: Worker) -> None:
+        if worker.report.state is not WorkerState.LOADING:
+            worker.loading_since = None
+        elif worker.loading_since is None:
+            worker.loading_since = worker.hive.heard
+
     def _drop(self, worker: Worker) -> None:
         del self._workers[worker.key]
+        worker.hive.workers.pop(worker.key, None)
+        worker.hive.picture = None
         self._unindex(worker.names(), worker.key)
         self._tell(Change(worker, removed=True))
 
@@ -401,21 +358,27 @@ class Registry:
         names = worker.names()
         self._unindex(set(before) - names, worker.key)
         for name in names:
-            self._by_name.setdefault(name, {})[worker.key] = worker
+            self._pools.setdefault(name, Pool()).put(worker)
 
     def _unindex(self, names: Iterable[str], key: Key) -> None:
         for name in names:
-            rows = self._by_name.get(name, {})
-            rows.pop(key, None)
-            if not rows:
-                self._by_name.pop(name, None)
+            pool = self._pools.get(name)
+            if pool is not None:
+                pool.remove(key)
+                if not len(pool):
+                    del self._pools[name]
+
+    def _touch(self, worker: Worker) -> None:
+        for name in worker.names():
+            self.pool(name).touch(worker)
 
     def _tell_all_of(self, hive: Hive) -> None:
-        for worker in [one for one in self._workers.values() if one.hive is hive]:
+        for worker in list(hive.workers.values()):
             self._tell(Change(worker))
 
     def _tell(self, change: Change) -> None:
         if not change.removed and self._workers.get(change.worker.key) is not change.worker:
             return  # a request that ends may outlive its worker's row: that is no news of a worker
+        self._touch(change.worker)
         for listener in self._listeners:
             listener(change)

@@ -1,7 +1,7 @@
 """Pure decisions of routing: which worker takes a request, and what to do while none can."""
 
 import enum
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -37,12 +37,22 @@ class Candidate(Protocol):
         """Whether an operator marked it busy: no new work."""
 
     @property
-    def slots(self) -> int: ...
+    def slots(self) -> int:
+        """Requests that it may run at once now."""
+
     @property
     def in_flight(self) -> int: ...
     @property
-    def served(self) -> int:
-        """Requests it was given so far: breaks ties so that work spreads."""
+    def work(self) -> float:
+        """What its requests in flight are estimated to cost, in tokens."""
+
+    @property
+    def weight(self) -> float:
+        """How much of the work it is to have, beside workers of weight 1."""
+
+    @property
+    def turn(self) -> float:
+        """Grows by each request that it is given, by less with more weight: breaks ties so that work spreads."""
 
     @property
     def report(self) -> WorkerReport: ...
@@ -88,18 +98,74 @@ def routable(worker: Candidate) -> bool:
     return worker.state.ready and not worker.held and worker.report.url is not None
 
 
-def choose(workers: Iterable[Candidate], exclude: Collection[Key] = ()) -> Key | None:
-    """The worker for one request: ready, with a free slot, least in flight, then least served.
+def free(worker: Candidate) -> bool:
+    """Whether the worker may have one more request."""
+    return worker.in_flight < worker.slots and routable(worker)
 
-    Returns None when there is none. ``exclude`` are workers that refused or failed this request.
+
+Load = tuple[float, float, float]
+"""What a worker has to do: work, then requests, each by what it can take, then whose turn it is. Less is better."""
+
+
+def load(worker: Candidate) -> Load:
+    """The load of a worker: work outstanding by its slots and weight; equals are told apart by requests, then turns."""
+    room = worker.slots * worker.weight
+    return (worker.work / room, worker.in_flight / room, worker.turn)
+
+
+def prefers(affine: Candidate, least: Candidate, slack: float) -> bool:
+    """Whether a request goes to the worker that has its prompt's beginning, past the one with the least to do.
+
+    It does while that worker has a free slot and is busier by no more than ``slack``, a share of its slots: what a
+    cache saves is less than what an overloaded worker costs.
     """
-    best: Candidate | None = None
-    for worker in workers:
-        if worker.in_flight >= worker.slots or not routable(worker) or worker.key in exclude:
-            continue
-        if best is None or (worker.in_flight, worker.served) < (best.in_flight, best.served):
-            best = worker
-    return None if best is None else best.key
+    if not free(affine):
+        return False
+    return load(affine)[1] <= load(least)[1] + slack
+
+
+class Reason(enum.StrEnum):
+    """Why a worker was chosen."""
+
+    LEAST_WORK = "least_work"
+    PREFIX = "prefix"
+    TRIAL = "trial"
+
+
+class Seen(NamedTuple):
+    """One worker of the model at the moment in which a request was placed."""
+
+    key: Key
+    state: WorkerState
+    in_flight: int
+    slots: int
+    work: float
+    weight: float
+
+    @classmethod
+    def of(cls, worker: Candidate) -> "Seen":
+        """The worker as it is now."""
+        return cls(worker.key, worker.state, worker.in_flight, worker.slots, worker.work, worker.weight)
+
+
+MOST_SEEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a request was sent and why: ``considered`` are at most four of the model's ``workers`` as they were.
+
+    ``waited_ms`` is its time in the queue, ``retries`` how many workers had failed or refused it before, and ``work``
+    its estimated cost in tokens.
+    """
+
+    chosen: Key
+    reason: Reason
+    considered: tuple[Seen, ...]
+    workers: int
+    work: float
+    waited_ms: float
+    retries: int
 
 
 def startable(worker: Candidate) -> bool:

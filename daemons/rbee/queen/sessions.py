@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rbee.queen.registry import Liveness, Registry
+from rbee.queen.registry import Registry
+from rbee.queen.rows import Liveness
 from rbee.wire.errors import Conflict
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rbee.queen.hive_client import HiveClient
-from rbee.queen.registry import Change, Registry
+from rbee.queen.registry import Registry
 from rbee.queen.routing import Key
+from rbee.queen.rows import Change
 from rbee.wire.errors import RbeeError
 from rbee.wire.log import log
 from rbee.wire.messages import SpawnRequest, WorkerReport, WorkerState

@@ -79,12 +79,14 @@ class Role(enum.StrEnum):
 class Identity:
     """Who a request comes from. ``name`` is a fingerprint, ``uid:N`` or ``anonymous-loopback``.
 
-    ``admin`` callers (root, the group rbee, by Unix socket) hold every role.
+    ``client`` is the name that the configuration gives the token; empty where it gives none. ``admin`` callers (root,
+    the group rbee, by Unix socket) hold every role.
     """
 
     role: Role
     name: str
     admin: bool = False
+    client: str = ""
 
     def may(self, roles: frozenset[Role]) -> bool:
         """Whether this caller may use a route that is open to ``roles``."""
@@ -103,18 +105,22 @@ class TokenVerifier:
     still presents one is told that it is the one to reload.
     """
 
-    def __init__(self, tokens: Mapping[Role, Sequence[Secret]]) -> None:
-        self._tokens: tuple[tuple[Role, Secret, bytes], ...] = ()
+    def __init__(self, tokens: Mapping[Role, Sequence[Secret]], clients: Mapping[str, Secret] | None = None) -> None:
+        self._tokens: tuple[tuple[Identity, bytes], ...] = ()
         self._replaced: tuple[bytes, ...] = ()
-        self.replace(tokens)
+        self.replace(tokens, clients)
 
-    def replace(self, tokens: Mapping[Role, Sequence[Secret]]) -> None:
-        """Put other tokens in force; the next request is held against them."""
-        before = [digest for _, _, digest in self._tokens]
-        self._tokens = tuple(
-            (role, secret, _digest(secret.reveal())) for role, secrets in tokens.items() for secret in secrets
-        )
-        in_force = {digest for _, _, digest in self._tokens}
+    def replace(self, tokens: Mapping[Role, Sequence[Secret]], clients: Mapping[str, Secret] | None = None) -> None:
+        """Put other tokens in force; the next request is held against them.
+
+        ``clients`` are tokens of role ``api`` that have a name of their own.
+        """
+        before = [digest for _, digest in self._tokens]
+        known = [(Identity(role, one.fingerprint), one) for role, secrets in tokens.items() for one in secrets]
+        named = (clients or {}).items()
+        known += [(Identity(Role.API, secret.fingerprint, client=name), secret) for name, secret in named]
+        self._tokens = tuple((identity, _digest(secret.reveal())) for identity, secret in known)
+        in_force = {digest for _, digest in self._tokens}
         # a reload that rotates nothing forgets nothing
         self._replaced = tuple(digest for digest in before if digest not in in_force) or self._replaced
 
@@ -133,9 +139,9 @@ class TokenVerifier:
         presented = _bearer_token(header)
         digest = _digest(presented)
         found: Identity | None = None
-        for role, secret, expected in self._tokens:
+        for identity, expected in self._tokens:
             if hmac.compare_digest(digest, expected):
-                found = Identity(role, secret.fingerprint)
+                found = identity
         replaced = [hmac.compare_digest(digest, old) for old in self._replaced]
         if found is None and any(replaced):
             raise InvalidApiKey(

@@ -7,3 +7,6 @@ correlation_id: ContextVar[str | None] = ContextVar("rbee_correlation_id", defau
 
 caller: ContextVar[str | None] = ContextVar("rbee_caller", default=None)
 """Who asked: a token's fingerprint, ``uid:N``, or ``anonymous-loopback``."""
+
+client: ContextVar[str | None] = ContextVar("rbee_client", default=None)
+"""Whose request it is where clients share or have limits: the name of a token, else who asked."""

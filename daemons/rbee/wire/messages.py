@@ -41,7 +41,10 @@ class WorkerState(enum.StrEnum):
     @property
     def ready(self) -> bool:
         """Whether a worker in this state takes requests."""
-        return self in (WorkerState.IDLE, WorkerState.BUSY)
+        return self is _IDLE or self is _BUSY
+
+
+_IDLE, _BUSY = WorkerState.IDLE, WorkerState.BUSY  # an enum's member costs a look-up by name each time
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -219,4 +219,4 @@ async def test_every_request_is_counted_once(serving: RunningQueen) -> None:
     assert await of("queen_rbee_requests_total") == 6
     assert await of('queen_rbee_request_duration_seconds_count{outcome="ok",route="/v1/chat/completions"}') == 6
     assert await of('queen_rbee_http_requests_total{method="POST",route="/v1/chat/completions",status="200"}') == 6
-    assert await of("queen_rbee_queue_seconds_count") == 6
+    assert await of('queen_rbee_queue_seconds_count{priority="interactive"}') == 6

@@ -7,7 +7,7 @@ import aiohttp
 import msgspec
 import pytest
 from tests.unit.queen.conftest import Configured, Fields, RunningQueen
-from tests.unit.queen.partners import WorkerPartner, report, until
+from tests.unit.queen.partners import MACHINE, WorkerPartner, report, until
 
 from rbee import __version__
 from rbee.wire.messages import WorkerState
@@ -186,3 +186,35 @@ async def test_a_silent_hives_workers_get_no_new_work_and_are_dropped(configured
         await until(lambda: not queen.core.registry.workers())
         await queen.beat(report(), interval_s=0.1)
         assert queen.state() is WorkerState.IDLE
+
+
+async def test_a_picture_that_is_repeated_is_known_and_still_a_sign_of_life(
+    queen: RunningQueen, worker: WorkerPartner
+) -> None:
+    picture = {
+        "hive_id": "bee", "boot_id": "boot-1", "revision": 3, "version": __version__, "interval_s": 5.0,
+        "sent_unix": time.time(), "api_url": None, "machine": msgspec.to_builtins(MACHINE),
+        "workers": [msgspec.to_builtins(report(url=worker.url, revision=3))],
+    }  # fmt: skip
+    path = "/v2/hives/bee/heartbeat"
+    assert (await post(queen, path, picture))[1]["message"] == "stored"
+    hive = queen.core.registry.hive("bee")
+    assert hive is not None
+    heard = hive.heard
+    picture["machine"] |= {"ram_available_bytes": 7}
+    assert (await post(queen, path, picture | {"sent_unix": time.time()}))[1]["message"] == "known already"
+    assert hive.heard > heard
+    assert hive.machine is not None
+    assert hive.machine.ram_available_bytes == 7
+    # what the hive has is back with its next picture, after a removal and after a doubt
+    async with queen.client.delete(f"{queen.url}/v2/workers/bee/w") as response:
+        assert response.status == 204
+    await post(queen, path, picture)
+    assert queen.state() is WorkerState.IDLE
+    queen.core.admission.doubt(queen.core.registry.find("w", None), "does not answer")
+    await post(queen, path, picture)
+    assert queen.state() is WorkerState.IDLE
+    # a word of another life in between, and the old picture is late mail
+    await post(queen, "/v2/workers/state", report(WorkerState.LOADING, boot="boot-2", revision=1, url=None))
+    assert "superseded" in (await post(queen, path, picture))[1]["message"]
+    assert queen.state() is WorkerState.LOADING

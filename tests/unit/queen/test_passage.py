@@ -403,7 +403,7 @@ async def test_what_is_counted_is_what_was_sent(serving: RunningQueen) -> None:
     assert await serving.metric(f'queen_rbee_request_duration_seconds_count{{outcome="ok",{route}}}') == 7
     assert await serving.metric(f'queen_rbee_request_duration_seconds_count{{outcome="error",{route}}}') == 1
     assert await serving.metric('queen_rbee_errors_total{code="MODEL_NOT_FOUND"}') == 1
-    assert await serving.metric("queen_rbee_queue_seconds_count") == 7
+    assert await serving.metric('queen_rbee_queue_seconds_count{priority="interactive"}') == 7
 
 
 async def test_a_hundred_at_once_half_of_them_invalid(

@@ -156,7 +156,7 @@ def test_doubt_ends_with_the_next_word_of_the_hive() -> None:
     registry.apply(report(revision=1), 0.0)
     row = registry.worker(Key("bee", "w"))
     assert row is not None
-    registry.doubt(row, "does not answer")
+    registry.doubt(row, "does not answer", 0.0)
     assert row.view().state is WorkerState.UNHEALTHY
     registry.heartbeat(beat(1, [report(revision=1)]), 1.0)
     assert row.view().state is WorkerState.IDLE
@@ -186,7 +186,7 @@ def test_a_request_that_outlives_its_workers_row_is_no_news_of_the_worker() -> N
     registry.listen(told.append)
     registry.remove(row.key)
     registry.give_back(row)
-    registry.doubt(row, "broke off")
+    registry.doubt(row, "broke off", 0.0)
     registry.prove(row, 10.0)
     assert [change.removed for change in told] == [True]
 
@@ -219,12 +219,13 @@ def test_manual_workers_stay_apart_from_hives() -> None:
 def test_doubt_about_a_worker_without_a_hive_ends_after_a_while() -> None:
     registry = Registry(SilenceLimits())
     row = registry.register(report(hive="hand"), 0.0)
-    registry.doubt(row, "does not answer")
-    for now in (1.0, 5.9):
+    registry.doubt(row, "does not answer", 0.0)
+    for now in (1.0, 4.9):
         registry.sweep(now)
         assert row.state is WorkerState.UNHEALTHY
-    registry.sweep(6.0)
+    registry.sweep(5.0)
     assert row.state is WorkerState.IDLE
+    assert (row.slots, row.on_trial) == (1, True)  # one request tries it
 
 
 def test_workers_by_hand_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,3 +248,28 @@ def test_a_view_counts_what_the_queen_sent() -> None:
     registry.give_back(row)
     assert (row.view().state, row.view().slots_available) == (WorkerState.IDLE, 2)
     assert msgspec.json.decode(msgspec.json.encode(row.view()), type=WorkerReport) == row.view()
+
+
+def test_one_that_was_away_takes_its_turn_and_no_more() -> None:
+    registry = Registry(SilenceLimits())
+    for name in "ab":
+        registry.apply(report(worker=name, revision=1), 0.0)
+    pool = registry.pool("talk")
+
+    def serve(times: int) -> list[str]:
+        given = []
+        for _ in range(times):
+            row = pool.least()
+            assert row is not None
+            registry.take(row)
+            registry.give_back(row)
+            given.append(row.key.worker_id)
+        return given
+
+    registry.apply(report(WorkerState.STOPPED, worker="b", revision=2), 1.0)
+    assert set(serve(100)) == {"a"}
+    registry.apply(report(worker="b", revision=3), 2.0)
+    registry.apply(report(worker="c", revision=4), 2.0)
+    given = serve(9)
+    assert {name: given.count(name) for name in "abc"} == {"a": 3, "b": 3, "c": 3}
+    assert registry.find("a", None).served == 103

@@ -7,7 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.queen.partners import report
 
-from rbee.queen.routing import Fail, Key, Start, Wait, Waiting, choose, failure, next_step, startable
+from rbee.queen.pool import Pool
+from rbee.queen.routing import (
+    Fail,
+    Key,
+    Start,
+    Wait,
+    Waiting,
+    failure,
+    free,
+    load,
+    next_step,
+    prefers,
+    routable,
+    startable,
+)
 from rbee.wire.messages import WorkerReport, WorkerState
 
 
@@ -20,7 +34,9 @@ class Row:
     held: bool = False
     slots: int = 4
     in_flight: int = 0
-    served: int = 0
+    turn: float = 0.0
+    work: float = 0.0
+    weight: float = 1.0
     exit_status: int = 0
     managed: bool = True
     since_unix: float = 0.0
@@ -47,10 +63,18 @@ def candidates(draw: st.DrawFn) -> list[Row]:
             draw(st.booleans()),
             draw(st.integers(1, 4)),
             draw(st.integers(0, 5)),
-            draw(st.integers(0, 100)),
+            draw(st.floats(0, 100)),
+            draw(st.sampled_from([0.0, 1.0, 300.0])),
         )
         for name in names
     ]
+
+
+def pool_of(rows: list[Row]) -> Pool[Row]:
+    pool: Pool[Row] = Pool()
+    for one in rows:
+        pool.put(one)
+    return pool
 
 
 @given(candidates(), st.sets(st.sampled_from("abcdefgh")))
@@ -59,38 +83,109 @@ def test_the_choice_is_ready_free_and_least_loaded(rows: list[Row], excluded: se
     fit = [
         one for one in rows if one.state.ready and not one.held and one.in_flight < one.slots and one.key not in exclude
     ]
-    chosen = choose(rows, exclude)
+    chosen = pool_of(rows).least(exclude)
     if chosen is None:
         assert not fit
     else:
-        found = next(one for one in fit if one.key == chosen)
-        assert found.in_flight == min(one.in_flight for one in fit)
+        assert chosen in fit
+        assert load(chosen) == min(load(one) for one in fit)
+
+
+@given(
+    candidates(), st.lists(st.tuples(st.integers(0, 7), st.sampled_from(["take", "give", "state", "drop"]), st.data()))
+)
+def test_the_index_follows_every_change(rows: list[Row], changes: list[tuple[int, str, st.DataObject]]) -> None:
+    pool = pool_of(rows)
+    left = {one.key: one for one in rows}
+    for number, what, data in changes:
+        if number >= len(rows):
+            continue
+        one = rows[number]
+        if what == "take" and one.in_flight < one.slots:
+            one.in_flight, one.work, one.turn = one.in_flight + 1, one.work + 5.0, one.turn + 1
+        elif what == "give" and one.in_flight:
+            one.in_flight, one.work = one.in_flight - 1, max(0.0, one.work - 5.0)
+        elif what == "state":
+            one.state = data.draw(st.sampled_from(list(WorkerState)))
+        elif what == "drop":
+            pool.remove(one.key)
+            left.pop(one.key, None)
+        pool.touch(one)
+        fit = [each for each in left.values() if free(each)]
+        chosen = pool.least()
+        assert (chosen is None) == (not fit)
+        assert chosen is None or load(chosen) == min(load(each) for each in fit)
+        assert pool.slots == sum(each.slots for each in left.values() if routable(each))
+        assert list(pool.rows()) == list(left.values())
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 40))
 def test_requests_spread_evenly_and_never_past_the_slots(workers: int, slots: int, requests: int) -> None:
     rows = [row(f"w{n}", slots=slots) for n in range(workers)]
-    by_key = {one.key: one for one in rows}
+    pool = pool_of(rows)
     for _ in range(requests):
-        key = choose(rows)
-        if key is None:
+        chosen = pool.least()
+        if chosen is None:
             assert all(one.in_flight == slots for one in rows)
             break
-        by_key[key].in_flight += 1
-        by_key[key].served += 1
+        take(pool, chosen)
     assert max(one.in_flight for one in rows) - min(one.in_flight for one in rows) <= 1
     assert sum(one.in_flight for one in rows) == min(requests, workers * slots)
 
 
+def take(pool: Pool[Row], one: Row, work: float = 1.0) -> None:
+    one.in_flight, one.work, one.turn = one.in_flight + 1, one.work + work, one.turn + 1 / one.weight
+    pool.touch(one)
+
+
 def test_one_after_another_goes_round() -> None:
     rows = [row("a"), row("b"), row("c")]
+    pool = pool_of(rows)
     seen = []
     for _ in range(6):
-        key = choose(rows)
-        assert key is not None
-        next(one for one in rows if one.key == key).served += 1
-        seen.append(key.worker_id)
+        chosen = pool.least()
+        assert chosen is not None
+        chosen.turn += 1
+        pool.touch(chosen)
+        seen.append(chosen.key.worker_id)
     assert sorted(seen) == ["a", "a", "b", "b", "c", "c"]
+
+
+def test_a_long_request_weighs_more_than_two_short_ones() -> None:
+    rows = [row("a"), row("b")]
+    pool = pool_of(rows)
+    took = []
+    for work in (4000.0, 10.0, 10.0, 10.0):
+        chosen = pool.least()
+        assert chosen is not None
+        take(pool, chosen, work)
+        took.append(chosen.key.worker_id)
+    assert took == ["a", "b", "b", "b"]
+
+
+@pytest.mark.parametrize("more", [{"weight": 3.0}, {"slots": 12}])
+def test_work_goes_by_weight_and_by_slots(more: dict[str, float]) -> None:
+    rows = [row("a", slots=4), row("b", **({"slots": 4} | more))]
+    pool = pool_of(rows)
+    for _ in range(4):
+        chosen = pool.least()
+        assert chosen is not None
+        take(pool, chosen)
+    assert [one.in_flight for one in rows] == [1, 3]
+
+
+@given(candidates(), st.floats(0, 1))
+def test_a_prefix_is_followed_to_a_free_worker_within_the_slack(rows: list[Row], slack: float) -> None:
+    least = pool_of(rows).least()
+    if least is None:
+        return
+    assert prefers(least, least, slack)
+    for one in rows:
+        if prefers(one, least, slack):
+            assert free(one)
+            assert one.in_flight / one.slots <= least.in_flight / least.slots + slack
+        elif free(one):
+            assert one.in_flight / one.slots > least.in_flight / least.slots + slack
 
 
 S = WorkerState

@@ -45,7 +45,7 @@ async def test_many_wait_for_one_start(queen: RunningQueen, worker: WorkerPartne
     waiting = [asyncio.create_task(ask(queen)) for _ in range(30)]
     await until(lambda: queen.core.admission.waiting == 30)
     await until(lambda: hive.spawned)
-    assert await queen.metric(f'queen_rbee_waiting_requests{{model="{MODEL}"}}') == 30
+    assert await queen.metric(f'queen_rbee_waiting_requests{{model="{MODEL}",priority="interactive"}}') == 30
     await queen.tell(report(WorkerState.LOADING, url=None))
     await queen.tell(report(url=worker.url, slots_total=2))
     assert {status for status, _ in await asyncio.gather(*waiting)} == {200}

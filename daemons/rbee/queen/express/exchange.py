@@ -5,13 +5,13 @@ import logging
 from typing import Protocol
 
 from rbee.queen import relay
-from rbee.queen.admission import Lease
 from rbee.queen.dispatch import Refused
 from rbee.queen.explain import Trail, What
 from rbee.queen.express import framing
 from rbee.queen.express.heads import AnswerHead
 from rbee.queen.express.upstreams import Upstreams, WorkerConnection
 from rbee.queen.stories import OpenAiStory
+from rbee.queen.waiting import Lease
 from rbee.wire.errors import ProtocolError, RbeeError, RequestTimeout, WorkerFailed
 from rbee.wire.log import log
 from rbee.wire.tasks import TaskOwner
@@ -51,7 +51,10 @@ class House(Protocol):
         """The reason to place a request anew that a worker refused, or None where that is the client's answer."""
 
     def doubt(self, lease: Lease, why: str) -> None:
-        """Route nothing more to the worker until its hive speaks."""
+        """Route nothing more to the worker until a trial."""
+
+    def answered(self, lease: Lease) -> None:
+        """The worker has begun to answer."""
 
 
 class Exchange:
@@ -112,6 +115,7 @@ class Exchange:
         self._answer = head
         if head.status < 400:
             self._trail.answers(head.status)
+            self._house.answered(self._lease)
         if head.status >= 400 or (head.length is not None and head.length <= relay.WHOLE_BYTES):
             self._pieces = []
         elif head.events:

@@ -11,7 +11,6 @@ from urllib.parse import quote
 import msgspec
 from prometheus_client import Counter, Histogram
 
-from rbee.queen.admission import Lease, Want
 from rbee.queen.asks import Head as Fields
 from rbee.queen.core import Core
 from rbee.queen.dispatch import Refused, renamed
@@ -20,6 +19,8 @@ from rbee.queen.express.exchange import Client, Exchange
 from rbee.queen.express.heads import RequestHead
 from rbee.queen.inference_routes import OPENAI_ROUTES
 from rbee.queen.passage import code_label
+from rbee.queen.rows import Worker
+from rbee.queen.waiting import Lease
 from rbee.wire import correlation_ids
 from rbee.wire.auth import ANONYMOUS, Identity, Role, TokenVerifier
 from rbee.wire.deadline import DEADLINE_HEADER
@@ -66,12 +67,13 @@ class Lane:
             return None
         core = self._core
         model = core.aliases.resolve(asked)
-        lease = core.admission.take_now(Want(model))
+        lease = core.admission.take_now(core.admission.want(model, body, identity.client or identity.name))
         if lease is None:
             return None
         trail = Trail(route, _correlation_id(head.fields.get(b"x-correlation-id")), identity.name)
         trail.came(model, asked)
-        trail.placed(lease.worker, core.registry.serving(model))
+        trail.placed(lease.placement)
+        core.dispatcher.budget.deposit()
         record_authenticated(identity, correlation_id=trail.correlation_id)
         limits = core.dispatcher.limits
         limit_s = limits.stall_s if stream else limits.answer_s
@@ -157,7 +159,12 @@ class Lane:
 
     def doubt(self, lease: Lease, why: str) -> None:
         """Route nothing more to the worker until its hive speaks."""
-        self._core.registry.doubt(lease.worker, why)
+        lease.answered = False
+        self._core.admission.doubt(lease.worker, why)
+
+    def answered(self, lease: Lease) -> None:
+        """The worker has begun to answer."""
+        self._core.admission.answered(lease)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ async def correlation(request: web.Request, handler: Handler) -> web.StreamRespo
     request[CORRELATION] = _uuid_or_new(request.headers.get(CORRELATION_HEADER))
     context.correlation_id.set(request[CORRELATION])
     context.caller.set(None)
+    context.client.set(None)
     return await handler(request)
 
 
@@ -230,6 +231,7 @@ def authentication(verifier: TokenVerifier, admins: PeerAdmins) -> Middleware:
                 )
             request[IDENTITY] = identity
             context.caller.set(identity.name)
+            context.client.set(identity.client or identity.name)
         return await handler(request)
 
     return middleware
