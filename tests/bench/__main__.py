@@ -5,11 +5,12 @@ import sys
 from http.client import HTTPException
 from subprocess import SubprocessError
 
-from tests.bench import footprint, place, readiness, report
+from tests.bench import failover, footprint, overload, place, readiness, report, scale
 from tests.bench.router import bench as router
 from tests.machines.testbed import TestbedError
 
-BENCHES = {bench.name: bench for bench in (readiness.BENCH, footprint.BENCH, router.BENCH)}
+_ALL = (readiness.BENCH, footprint.BENCH, router.BENCH, failover.BENCH, overload.BENCH, scale.BENCH)
+BENCHES = {bench.name: bench for bench in _ALL}
 
 
 def measure(bench: report.Bench, machine: str, quick: bool) -> report.Result:
