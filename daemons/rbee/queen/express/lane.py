@@ -19,7 +19,6 @@ from rbee.queen.express.exchange import Client, Exchange
 from rbee.queen.express.heads import RequestHead
 from rbee.queen.inference_routes import OPENAI_ROUTES
 from rbee.queen.passage import code_label
-from rbee.queen.rows import Worker
 from rbee.queen.waiting import Lease
 from rbee.wire import correlation_ids
 from rbee.wire.auth import ANONYMOUS, Identity, Role, TokenVerifier
