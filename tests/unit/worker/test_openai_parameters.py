@@ -5,9 +5,10 @@ import math
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 from tests.unit.worker.process import TOKEN, serving
 
@@ -188,6 +189,74 @@ async def test_enforced_tool_calls(client: openai.AsyncOpenAI, choice: Any) -> N
     history = [*QUESTION, message, {"role": "tool", "tool_call_id": call.id, "content": "What is a hive?"}]
     again = await text_of(client, **(GREEDY | {"messages": history, "tools": TOOLS, "max_tokens": 40}))
     assert again.startswith(ANSWER)
+
+
+PLACE = '{"name": "place", "arguments": {"kind": "drone", "age": 7}}'
+SPOKEN: Any = {"structured_outputs": {"regex": f"I do[.]<tool_call>{re.escape(PLACE)}</tool_call>"}}
+"""What a model would write of its own accord that calls a tool: the regular expression makes this one write it."""
+
+
+async def test_calls_in_the_text_are_read_and_text_beside_them_kept(client: openai.AsyncOpenAI) -> None:
+    given: Any = WILD | {"max_tokens": 200, "tools": TOOLS, "extra_body": SPOKEN}
+    message = (await client.chat.completions.create(**given)).choices[0].message
+    assert message.content == "I do."
+    assert message.tool_calls is not None
+    assert [call.id.startswith("call_") for call in message.tool_calls] == [True]
+    async with client.chat.completions.stream(**given) as stream:
+        async for _ in stream:
+            pass
+        final = await stream.get_final_completion()
+    choice = final.choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("I do.", "tool_calls")
+    assert choice.message.tool_calls is not None
+    assert choice.message.tool_calls[0].function.name == "place"
+    assert json.loads(choice.message.tool_calls[0].function.arguments) == {"kind": "drone", "age": 7}
+    # without tools the same text is text
+    assert PLACE in await text_of(client, **(WILD | {"max_tokens": 200, "extra_body": SPOKEN}))
+
+
+async def test_the_definition_may_name_the_format(tmp_path: Path, models: Path) -> None:
+    async with (
+        serving(tmp_path, model=str(models / "bee-talk"), tool_format="llama3_json") as worker,
+        openai.AsyncOpenAI(base_url=f"{worker.url}/v1", api_key=TOKEN, max_retries=0) as client,
+    ):
+        given: Any = WILD | {"max_tokens": 200, "tools": TOOLS}
+        text = '{"name": "stop", "parameters": {}}'
+        found = await client.chat.completions.create(
+            **given, extra_body={"structured_outputs": {"choice": [text]}}
+        )  # fmt: skip
+        calls = found.choices[0].message.tool_calls or []
+        assert [(call.function.name, call.function.arguments) for call in calls if call.type == "function"] == [
+            ("stop", "{}")
+        ]
+
+
+class Bee(pydantic.BaseModel):
+    """What OpenAI's client makes a schema of and reads the answer into."""
+
+    kind: Literal["worker", "drone"]
+    age: int | None
+    homes: list["Home"]
+
+
+class Home(pydantic.BaseModel):
+    """A part of it, by reference."""
+
+    tree: bool
+
+
+async def test_the_clients_own_parser_reads_answers(client: openai.AsyncOpenAI) -> None:
+    for seed in range(40):  # an integer has no greatest length: some texts end by theirs
+        given: Any = WILD | {"max_tokens": 300, "seed": seed}
+        try:
+            found = await client.chat.completions.parse(**given, response_format=Bee)
+        except openai.LengthFinishReasonError:
+            continue
+        bee = found.choices[0].message.parsed
+        assert bee is not None
+        assert bee.kind in ("worker", "drone")
+        return
+    pytest.fail("no answer was whole")
 
 
 async def test_tools_that_need_not_be_called_leave_text_as_it_is(client: openai.AsyncOpenAI) -> None:

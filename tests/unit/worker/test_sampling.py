@@ -197,6 +197,13 @@ def test_bias_forbids_and_forces() -> None:
     assert both == [Choice(4), Choice(3)]
 
 
+def test_tokens_that_the_model_does_not_score_are_passed_over() -> None:
+    sampler = BatchSampler(frozenset({1, 9}))
+    params = dataclasses.replace(GREEDY, logit_bias=((9, 5.0),), min_tokens=1, repetition_penalty=2.0)
+    sampler.add(0, params, (4, 9))
+    assert choices(sampler, 0, [SCORES]) == [2]
+
+
 def test_the_end_is_held_back_until_enough_tokens_are_there() -> None:
     sampler = BatchSampler(frozenset({1}))
     sampler.add(0, dataclasses.replace(GREEDY, min_tokens=2), ())

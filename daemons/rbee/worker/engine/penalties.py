@@ -45,7 +45,8 @@ class UsedTokens:
     def apply(self, scores: Scores) -> None:
         """Lower the scores of the used tokens, in place."""
         size = len(self._place)
-        ids, uses = self._ids[:size], self._uses[:size]
+        known = self._ids[:size] < len(scores)
+        ids, uses = self._ids[:size][known], self._uses[:size][known]
         values = scores[ids]
         factor = np.float32(self._penalties.repetition)
         values = np.where(values > 0, values / factor, values * factor)

@@ -174,9 +174,10 @@ class _Row:
         adjusted = scores.copy()
         if self._used is not None:
             self._used.apply(adjusted)
-        adjusted[self._bias_ids] += self._bias
+        known = self._bias_ids < len(adjusted)  # a tokenizer may know more tokens than the model scores
+        adjusted[self._bias_ids[known]] += self._bias[known]
         if self._early > 0:
-            adjusted[self._eos_ids] = -np.inf
+            adjusted[self._eos_ids[self._eos_ids < len(adjusted)]] = -np.inf
         if self._matcher is not None:
             adjusted[~self._matcher.allowed(len(adjusted))] = -np.inf
         if not np.isfinite(adjusted.max()):
