@@ -134,7 +134,7 @@ def apt(machine: Machine, *arguments: str, check: bool = True, needrestart: str 
 
 
 def install_on_demand(machine: Machine, package: str) -> None:
-    """Install one of trees.ON_DEMAND with what it needs, from the files beside the machine's tree."""
+    """Install autopkgtest or needrestart with what it needs, from the files in the machine's tree."""
     folder = f"/{trees.ON_DEMAND_FOLDER}/{package}"
     files = sorted(f"{folder}/{path.name}" for path in machine.path(folder).glob("*.deb"))
     apt(machine, "install", "--no-install-recommends", *files)

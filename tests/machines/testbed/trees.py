@@ -18,8 +18,7 @@ MASKED = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer"),
     *("e2scrub_reap.service", "systemd-networkd.service", "systemd-networkd.socket", "nftables.service"),
 )
-# Installed in no machine, and put beside its tree as files: a machine has no way to Debian.
-ON_DEMAND = ("autopkgtest", "needrestart")
+# Where packages lie as files that only some tests install: a machine has no way to Debian.
 ON_DEMAND_FOLDER = "usr/share/testbed"
 MOUNT_POINTS = ("usr/lib/rbee/venv", "usr/lib/rbee/test-packages", "run/wheels", "run/project")
 
@@ -42,7 +41,7 @@ def tree(release: Release) -> Path:
     Raises:
         TestbedError: mmdebstrap failed; its last lines are in the message.
     """
-    key = cache.digest([release, *PACKAGES, *MASKED, *MOUNT_POINTS, *ON_DEMAND, _DOWNLOAD])
+    key = cache.digest([release, *PACKAGES, *MASKED, *MOUNT_POINTS, _DOWNLOAD])
 
     def build(folder: Path) -> None:
         _bootstrap(release, folder / "root")
@@ -51,15 +50,18 @@ def tree(release: Release) -> Path:
     return cache.build_once("trees", f"{release}-{key}", build) / "root"
 
 
-# A hook of mmdebstrap(1), which gives the root as $1; one folder a package, with all that the package needs besides.
+# A hook of mmdebstrap(1), which gives the root as $1. autopkgtest asks for dpkg-dev where it tests.
 _DOWNLOAD = f"""set -e
+root=$1
 export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG
-for package in {" ".join(ON_DEMAND)}; do
+fetch() {{
     apt-get clean
-    apt-get -q -y --no-install-recommends --download-only install $package
-    mkdir -p "$1/{ON_DEMAND_FOLDER}/$package"
-    mv "$1"/var/cache/apt/archives/*.deb "$1/{ON_DEMAND_FOLDER}/$package/"
-done"""
+    apt-get -q -y --no-install-recommends --download-only install "$@"
+    mkdir -p "$root/{ON_DEMAND_FOLDER}/$1"
+    mv "$root"/var/cache/apt/archives/*.deb "$root/{ON_DEMAND_FOLDER}/$1/"
+}}
+fetch autopkgtest dpkg-dev
+fetch needrestart"""
 
 
 def _bootstrap(release: Release, root: Path) -> None:
