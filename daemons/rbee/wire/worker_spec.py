@@ -22,6 +22,7 @@ class Task(enum.StrEnum):
     AUTO = "auto"
     GENERATE = "generate"
     EMBED = "embed"
+    RANK = "rank"
     TENSOR = "tensor"
 
 

@@ -15,6 +15,7 @@ from rbee.worker.engine.token_batches import Budget, budget_for
 if TYPE_CHECKING:
     from rbee.worker.engine.embed import Embedder
     from rbee.worker.engine.generate import SequentialGenerator
+    from rbee.worker.engine.rank import Ranker
     from rbee.worker.engine.tokenise import TextReader
 
 SPARE_THREADS = 2
@@ -26,7 +27,7 @@ class Model:
     """What serves requests, for one task, and the runner of its steps."""
 
     task: Task
-    served: "Embedder | SequentialGenerator | TensorModel"
+    served: "Embedder | Ranker | SequentialGenerator | TensorModel"
     runner: Runner
 
 
@@ -40,9 +41,10 @@ def build_model(definition: Definition, folder: ModelFolder, facts: ModelFacts, 
     session = create_session(folder.model_file, device_spec(definition, threads))
     if facts.task is Task.GENERATE:
         return Model(facts.task, _generator(definition, folder, facts, session, runner), runner)
-    if facts.task is Task.EMBED:
+    if facts.task in (Task.EMBED, Task.RANK):
         budget = budget_for(Backend(definition.spec.backend), threads, definition.spec.max_batch_tokens)
-        return Model(facts.task, _embedder(folder, facts, session, runner, budget), runner)
+        make = _embedder if facts.task is Task.EMBED else _ranker
+        return Model(facts.task, make(folder, facts, session, runner, budget), runner)
     return Model(facts.task, TensorModel(session, folder.facts.graph, runner, definition.spec.max_batch), runner)
 
 
@@ -62,6 +64,12 @@ def _embedder(folder: ModelFolder, facts: ModelFacts, session: Session, runner: 
     from rbee.worker.engine.embed import Embedder
 
     return Embedder(session, folder.facts, _reader(folder, facts), runner, budget)
+
+
+def _ranker(folder: ModelFolder, facts: ModelFacts, session: Session, runner: Runner, budget: Budget) -> "Ranker":
+    from rbee.worker.engine.rank import Ranker
+
+    return Ranker(session, folder.facts, _reader(folder, facts), runner, budget)
 
 
 def _reader(folder: ModelFolder, facts: ModelFacts) -> "TextReader":

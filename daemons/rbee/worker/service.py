@@ -24,6 +24,7 @@ MOST_NAMED = 64
 ROUTES_BY_TASK = {
     Task.GENERATE: "/v1/inference, /v1/chat/completions or /v1/completions",
     Task.EMBED: "/v1/embeddings",
+    Task.RANK: "/v1/rerank",
     Task.TENSOR: "/v2/models/MODEL/infer",
 }
 

@@ -144,6 +144,7 @@ Feature: Who may call a daemon
       | worker | POST /v1/chat/completions         |
       | worker | POST /v1/completions              |
       | worker | POST /v1/embeddings               |
+      | worker | POST /v1/rerank                   |
       | worker | GET /v2                           |
       | worker | GET /v2/health/live               |
       | worker | GET /v2/health/ready              |

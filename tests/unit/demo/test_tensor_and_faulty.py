@@ -10,7 +10,7 @@ import pytest
 from tests.unit.demo import runtime
 from tokenizers import Tokenizer
 
-from rbee.keeper.demo import decoder, faulty, slow_talk, talk_tokens, tensor
+from rbee.keeper.demo import decoder, faulty, rank, slow_talk, talk_tokens, tensor
 
 
 def test_tensor_model_computes_both_outputs(models: dict[str, Path]) -> None:
@@ -20,6 +20,23 @@ def test_tensor_model_computes_both_outputs(models: dict[str, Path]) -> None:
     np.testing.assert_array_equal(y, 2 * x + np.array(tensor.BIAS, np.float32))
     assert (y.dtype, z.dtype) == (np.float32, np.int64)
     np.testing.assert_array_equal(z, [[3], [10], [102]])
+
+
+def test_rank_model_scores_by_the_words_of_the_query_that_a_document_has(models: dict[str, Path]) -> None:
+    tokenizer = Tokenizer.from_file(str(models[rank.NAME] / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.enable_padding()
+    documents = ["the hive reports facts", "a queen", "bees make honey in the hive and report"]
+    pairs = tokenizer.encode_batch([("what does a hive report?", document) for document in documents])
+    feeds = {
+        "input_ids": np.array([pair.ids for pair in pairs]),
+        "attention_mask": np.array([pair.attention_mask for pair in pairs]),
+        "token_type_ids": np.array([pair.type_ids for pair in pairs]),
+    }
+    (logits,) = runtime.session(models[rank.NAME]).run(["logits"], feeds)
+    assert logits.shape == (3, 1)
+    half, none, both = logits[:, 0].tolist()
+    assert -4 <= none < -3 < -1 < half < both <= 4
 
 
 def test_slow_load_is_slow_to_load_and_quick_to_run(tmp_path: Path) -> None:

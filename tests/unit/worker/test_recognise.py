@@ -65,13 +65,38 @@ def test_every_eos_id_counts_and_genai_config_wins(tmp_path: Path) -> None:
     assert pair.empty_shape == (1, 2, 0, 8)
 
 
-def test_a_cross_encoder_is_refused_and_served_as_tensor_when_asked(tmp_path: Path) -> None:
-    graphs.encoder_like(tmp_path / "model.onnx", output="logits")
-    write(tmp_path, tokenizer_json={}, config_json={"architectures": ["BertForSequenceClassification"]})
+@pytest.mark.parametrize(
+    ("config", "labels"),
+    [({"id2label": {"0": "LABEL_0"}}, 1), ({"num_labels": 1}, 1), ({"id2label": {"0": "a", "1": "b"}}, 2), ({}, None)],
+)
+def test_a_classifier_of_one_score_ranks_and_another_is_served_as_tensor_when_asked(
+    tmp_path: Path, config: dict[str, object], labels: int | None
+) -> None:
+    nodes = [helper.make_node("Cast", ["input_ids"], ["logits"], to=TensorProto.FLOAT)]
+    ends = [
+        graphs.value("input_ids", TensorProto.INT64, "batch", "length"),
+        graphs.value("logits", TensorProto.FLOAT, "batch", "labels"),
+    ]
+    graphs.save(tmp_path / "model.onnx", nodes, ends[:1], ends[1:])
+    write(tmp_path, tokenizer_json={}, config_json={"architectures": ["BertForSequenceClassification"], **config})
     facts = read_folder(tmp_path).facts
-    with pytest.raises(ConfigError, match="cross-encoder"):
-        recognise(facts)
+    if labels == 1:
+        assert recognise(facts).task is Task.RANK
+    else:
+        with pytest.raises(ConfigError, match=f"into {labels or 'several'} classes"):
+            recognise(facts)
     assert recognise(facts, Task.TENSOR).task is Task.TENSOR
+
+
+def test_the_graph_tells_how_many_scores_there_are_where_it_can(tmp_path: Path) -> None:
+    graphs.encoder_like(tmp_path / "model.onnx", output="logits")
+    write(
+        tmp_path,
+        tokenizer_json={},
+        config_json={"architectures": ["BertForSequenceClassification"], "num_labels": 1},
+    )
+    with pytest.raises(ConfigError, match="into 4 classes"):
+        recognise(read_folder(tmp_path).facts)
 
 
 def test_an_encoder_without_tokenizer_is_a_tensor_model(tmp_path: Path) -> None:

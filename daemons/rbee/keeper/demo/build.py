@@ -36,13 +36,14 @@ RECIPES: dict[str, Recipe] = {
     "all-minilm-l6-v2": Recipe("minilm", "build", ("minilm", "graph")),
     "bee-talk": Recipe("decoder", "build", _TALK),
     "tiny-tensor": Recipe("tensor", "build", ("tensor", "graph")),
+    "tiny-rank": Recipe("rank", "build", ("rank", "minilm", "graph")),
     "faulty-slow-talk": Recipe("slow_talk", "build", ("slow_talk", "faulty", *_TALK)),
     "faulty-slow-load": Recipe("faulty", "build_slow_load", _FAULTY),
     "faulty-bad-index": Recipe("faulty", "build_bad_index", _FAULTY),
     "faulty-broken-file": Recipe("faulty", "build_broken_file", _FAULTY),
     "faulty-outside-data": Recipe("faulty", "build_outside_data", _FAULTY),
 }
-DEMO_MODELS = ("all-minilm-l6-v2", "bee-talk", "tiny-tensor")
+DEMO_MODELS = ("all-minilm-l6-v2", "bee-talk", "tiny-tensor", "tiny-rank")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from rbee.worker.api.embeddings import EmbeddingsRoutes
 from rbee.worker.api.inference import InferenceRoutes
 from rbee.worker.api.open_inference import OpenInferenceRoutes
 from rbee.worker.api.openai import OpenAiRoutes
+from rbee.worker.api.rerank import RerankRoutes
 from rbee.worker.api.status import PROGRESS_ROUTE, StatusRoutes
 from rbee.worker.service import WorkerService
 
-OPENAI_PREFIXES = ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/models")
+OPENAI_PREFIXES = ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/models")
 
 
 def build_worker_app(service: WorkerService, verifier: TokenVerifier, admins: PeerAdmins) -> web.Application:
@@ -32,7 +33,7 @@ def build_worker_app(service: WorkerService, verifier: TokenVerifier, admins: Pe
         lambda: 0 if service.state in (WorkerState.LOADING, WorkerState.DRAINING) else _free(service)
     )
     status, inference, openai = StatusRoutes(service), InferenceRoutes(service), OpenAiRoutes(service)
-    embeddings, tensors = EmbeddingsRoutes(service), OpenInferenceRoutes(service)
+    embeddings, rerank, tensors = EmbeddingsRoutes(service), RerankRoutes(service), OpenInferenceRoutes(service)
     app.add_routes(
         [
             web.get("/health", open_route(status.health)),
@@ -45,6 +46,7 @@ def build_worker_app(service: WorkerService, verifier: TokenVerifier, admins: Pe
             web.post("/v1/chat/completions", openai.chat),
             web.post("/v1/completions", openai.completions),
             web.post("/v1/embeddings", embeddings.embed),
+            web.post("/v1/rerank", rerank.rank),
             web.get("/v2", tensors.server),
             web.get("/v2/health/live", tensors.live),
             web.get("/v2/health/ready", tensors.ready),

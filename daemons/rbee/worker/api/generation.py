@@ -16,6 +16,7 @@ from rbee.worker.engine.chat import Conversation
 from rbee.worker.engine.embed import Embedder
 from rbee.worker.engine.generation import Finished, FinishReason, GenerateRequest, Generator, Piece
 from rbee.worker.engine.grammar import GrammarSpec
+from rbee.worker.engine.rank import Ranker
 from rbee.worker.engine.sampling import SamplingParams
 from rbee.worker.engine.tensor import TensorModel
 from rbee.worker.engine.text_model import TextModel
@@ -134,7 +135,7 @@ async def generation(service: WorkerService, request: web.Request, wanted: Wante
 def generator_of(service: WorkerService) -> Generator:
     """The worker's generator; raises ModelLoading, or InvalidRequest naming the route for another task."""
     served = service.model_for(Task.GENERATE).model.served
-    if isinstance(served, Embedder | TensorModel):
+    if isinstance(served, Embedder | Ranker | TensorModel):
         raise InvalidRequest("this worker does not generate text")
     return served
 

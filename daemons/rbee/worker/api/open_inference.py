@@ -52,7 +52,7 @@ class OpenInferenceRoutes:
     async def model(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/models/M: inputs and outputs."""
         self._check(request)
-        loaded = self._service.model_for(Task.TENSOR, Task.EMBED, Task.GENERATE)
+        loaded = self._service.model_for(Task.TENSOR, Task.EMBED, Task.RANK, Task.GENERATE)
         graph = loaded.folder.facts.graph
         return json_response(
             {

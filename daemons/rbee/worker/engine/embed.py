@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from rbee.wire.errors import ConfigError, InvalidRequest
-from rbee.worker.engine.encoder import Encoder, Floats, Mask, TokenRow
+from rbee.worker.engine.encoder import Encoder, Floats, Mask
 from rbee.worker.engine.recognise import FolderFacts
 from rbee.worker.engine.sessions import Runner, Session
 from rbee.worker.engine.token_batches import Budget
-from rbee.worker.engine.tokenise import TextReader
+from rbee.worker.engine.tokenise import TextReader, TokenRow
 
 HIDDEN_OUTPUTS = ("last_hidden_state", "token_embeddings", "hidden_states")
 SENTENCE_OUTPUT = "sentence_embedding"

@@ -1,7 +1,6 @@
 """Runs an encoder on rows of tokens: several requests' rows share its runs, each padded to the longest of its run."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +9,11 @@ from rbee.wire.errors import ConfigError, InferenceError
 from rbee.worker.engine.sessions import Array, Runner, RunOptions, Session, run_session
 from rbee.worker.engine.shared_runs import SharedRuns
 from rbee.worker.engine.token_batches import Budget, Pick, next_batch
+from rbee.worker.engine.tokenise import TokenRow
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.int64]
 INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
-
-
-class TokenRow(NamedTuple):
-    """One text, or one pair of texts, as an encoder reads it; ``types`` None is a single text, all zeros."""
-
-    ids: Sequence[int]
-    types: Sequence[int] | None = None
 
 
 class Encoder:

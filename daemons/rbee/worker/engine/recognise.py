@@ -47,7 +47,7 @@ class ModelFacts:
 def recognise(folder: FolderFacts, asked: Task = Task.AUTO) -> ModelFacts:
     """Read a folder's facts; ``asked`` other than auto overrides the task.
 
-    Raises ConfigError for a model kind that this version does not serve (cross-encoders).
+    Raises ConfigError for a model kind that this version does not serve (classifiers of several labels).
     """
     return ModelFacts(
         task_of(folder) if asked is Task.AUTO else asked,
@@ -60,15 +60,20 @@ def recognise(folder: FolderFacts, asked: Task = Task.AUTO) -> ModelFacts:
 
 
 def task_of(folder: FolderFacts) -> Task:
-    """generate: genai_config.json or past/present inputs; embed: an encoder with a tokenizer; else tensor."""
+    """What the files say: genai_config.json or past/present inputs generate; an encoder with a tokenizer embeds, or
+    ranks where it ends in one score for a pair of texts; anything else is a tensor model.
+    """
     names = folder.graph.input_names
     if "genai_config.json" in folder.files or any(name.startswith(PAST_PREFIXES) for name in names):
         return Task.GENERATE
     if "tokenizer.json" not in folder.files or "input_ids" not in names:
         return Task.TENSOR
-    if _is_cross_encoder(folder):
+    if _classifies(folder):
+        labels = _labels(folder)
+        if labels == 1:
+            return Task.RANK
         raise ConfigError(
-            "the model is a cross-encoder (it scores pairs), which this version does not serve; "
+            f"the model sorts texts into {labels or 'several'} classes, which this version does not serve; "
             "set `task: tensor` in the worker's definition to feed its tensors yourself"
         )
     return Task.EMBED
@@ -87,11 +92,23 @@ def precision_of(graph: GraphFacts) -> str:
     return {"float16": "fp16", "float32": "fp32", "float64": "fp64", "bfloat16": "bf16"}[most]
 
 
-def _is_cross_encoder(folder: FolderFacts) -> bool:
+def _classifies(folder: FolderFacts) -> bool:
     architectures: Iterable[object] = folder.config("config.json").get("architectures") or ()
     classifies = any(str(name).endswith("ForSequenceClassification") for name in architectures)
     hidden = {"last_hidden_state", "sentence_embedding", "token_embeddings"} & folder.graph.output_names
     return classifies and not hidden
+
+
+def _labels(folder: FolderFacts) -> int | None:
+    """How many scores a classifier gives, by its graph or its config.json; None where neither says."""
+    for tensor in folder.graph.outputs:
+        if tensor.name == "logits" and tensor.shape and isinstance(tensor.shape[-1], int):
+            return tensor.shape[-1]
+    config = folder.config("config.json")
+    named, count = config.get("id2label"), config.get("num_labels")
+    if isinstance(named, Mapping):
+        return len(named)
+    return count if isinstance(count, int) else None
 
 
 def _model_section(folder: FolderFacts) -> Mapping[str, Any]:

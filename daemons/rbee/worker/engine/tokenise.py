@@ -4,14 +4,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rbee.wire.errors import ConfigError, InvalidRequest
 from rbee.worker.engine.folder import TOKENIZER_FILE
 from rbee.worker.engine.recognise import UNBOUNDED_LENGTH, FolderFacts
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 DEFAULT_LENGTH = 2048
 PARALLELISM = "TOKENIZERS_PARALLELISM"
@@ -62,6 +62,13 @@ def length_rule(facts: FolderFacts, declared_truncation: int | None, context_len
     return LengthRule(context_length if context_length is not None else DEFAULT_LENGTH, truncate=False)
 
 
+class TokenRow(NamedTuple):
+    """One text, or one pair of texts, as an encoder reads it; ``types`` None is a single text, all zeros."""
+
+    ids: Sequence[int]
+    types: Sequence[int] | None = None
+
+
 class TextReader:
     """An encoder's tokenizer with its rule of length. Reading is for a thread: the library lets the loop go on."""
 
@@ -84,8 +91,43 @@ class TextReader:
             for index, text in enumerate(texts)
         ]
         for index, row in enumerate(rows):
-            self._check(row, index)
+            self._check(row, index, "input")
         return rows
+
+    def pairs(self, query: str, documents: Sequence[str], truncate: bool | None) -> list[TokenRow]:
+        """``query`` with each of ``documents`` as the tokenizer joins two texts; ``truncate`` cuts a document's end.
+
+        Raises InvalidRequest for a pair that is too long, and for a query that leaves a document no room.
+        """
+        cut = self._rule.truncate if truncate is None else truncate
+        asked = self._tokenizer.encode(query, add_special_tokens=False)
+        room = self._rule.limit - self._tokenizer.num_special_tokens_to_add(True) - len(asked.ids)
+        if not asked.ids or room < 1:
+            raise InvalidRequest(
+                f"the query has {len(asked.ids)} tokens and the model reads {self._rule.limit} with a document's: "
+                "it wants at least one, and to leave a document room",
+                details={"tokens": len(asked.ids), "limit": self._rule.limit},
+                param="query",
+            )
+        rows: list[TokenRow] = []
+        for first in range(0, len(documents), CHUNK):
+            chunk = documents[first : first + CHUNK]
+            rows.extend(
+                TokenRow(found.ids, found.type_ids)
+                for found in self._tokenizer.encode_batch_fast([(query, text) for text in chunk])
+            )
+        for index, row in enumerate(rows):
+            if len(row.ids) > self._rule.limit and cut:
+                rows[index] = self._cut_pair(asked, documents[index], room)
+            else:
+                self._check(row.ids, index, "documents")
+        return rows
+
+    def _cut_pair(self, asked: "Encoding", document: str, room: int) -> TokenRow:
+        read = self._tokenizer.encode(document, add_special_tokens=False)
+        read.truncate(room)
+        found = self._tokenizer.post_process(asked, read)
+        return TokenRow(found.ids, found.type_ids)
 
     def _encoded(self, texts: Sequence[str], cut: bool) -> list[list[int]]:
         rows: list[list[int]] = []
@@ -106,13 +148,13 @@ class TextReader:
             raise InvalidRequest(f"input {index} has a token id outside the vocabulary", param="input")
         return list(ids[: self._rule.limit] if cut else ids)
 
-    def _check(self, row: Sequence[int], index: int) -> None:
+    def _check(self, row: Sequence[int], index: int, field: str) -> None:
         if not row:
-            raise InvalidRequest(f"input {index} is empty: send at least one token", param="input")
+            raise InvalidRequest(f"{field} {index} is empty: send at least one token", param=field)
         limit = self._rule.limit
         if len(row) > limit:
             raise InvalidRequest(
-                f"input {index} has {len(row)} tokens and the model reads {limit}: shorten it, or ask to truncate",
+                f"{field} {index} has {len(row)} tokens and the model reads {limit}: shorten it, or ask to truncate",
                 details={"tokens": len(row), "limit": limit},
-                param="input",
+                param=field,
             )

@@ -1,0 +1,81 @@
+"""POST /v1/rerank: documents sorted by how well they answer a query, in the shape that rerankers share."""
+
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta
+
+from rbee.wire.errors import InvalidRequest
+from rbee.wire.http.server import json_response
+from rbee.wire.worker_spec import Task
+from rbee.worker.api.parameters import read_parameters
+from rbee.worker.engine.rank import Ranker
+from rbee.worker.service import REQUEST_ID_HEADER, WorkerService, client_of, deadline_of, request_id_of
+
+ROUTE = "/v1/rerank"
+MOST_DOCUMENTS = 2048
+
+
+class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A document as an object."""
+
+    text: str
+
+
+class RerankBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``documents`` are texts or objects with a ``text``. ``top_n`` keeps the best ones.
+
+    ``truncate`` is rbee's own: true cuts the end of a document that is too long, false refuses it; without it the
+    model's own files decide.
+    """
+
+    query: Annotated[str, Meta(min_length=1)]
+    documents: Annotated[list[str | Document], Meta(min_length=1, max_length=MOST_DOCUMENTS)]
+    model: str | None = None
+    top_n: Annotated[int, Meta(ge=1)] | None = None
+    return_documents: bool = False
+    truncate: bool | None = None
+
+
+class RerankRoutes:
+    """Documents by relevance."""
+
+    def __init__(self, service: WorkerService) -> None:
+        self._service = service
+
+    async def rank(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/rerank: results best first, each with its document's index; equal ones in the documents' order."""
+        served = self._service.model_for(Task.RANK).model.served
+        if not isinstance(served, Ranker):
+            raise InvalidRequest("this worker does not rank documents")
+        body = await read_parameters(request, RerankBody)
+        self._service.check_model(body.model)
+        texts = [each if isinstance(each, str) else each.text for each in body.documents]
+        started = time.monotonic()
+        request_id = request_id_of(request)
+        slot = self._service.requests.slot(request_id, ROUTE, client=client_of(request), deadline=deadline_of(request))
+        async with slot as running:
+            found = await served.rank(body.query, texts, truncate=body.truncate)
+            running.tokens = found.prompt_tokens
+        self._service.metrics.inference.observe(time.monotonic() - started)
+        self._service.metrics.tokens.labels("prompt").inc(found.prompt_tokens)
+        answer = {
+            "id": request_id,
+            "object": "list",
+            "model": self._service.definition.model,
+            "results": _results(found.scores, texts if body.return_documents else None, body.top_n),
+            "usage": {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens},
+        }
+        return json_response(answer, headers={REQUEST_ID_HEADER: request_id})
+
+
+def _results(scores: Sequence[float], texts: Sequence[str] | None, most: int | None) -> list[dict[str, object]]:
+    best = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:most]
+    results: list[dict[str, object]] = [{"index": index, "relevance_score": scores[index]} for index in best]
+    if texts is not None:
+        for result, index in zip(results, best, strict=True):
+            result["document"] = {"text": texts[index]}
+    return results
