@@ -31,7 +31,8 @@ async def runner() -> AsyncIterator[Runner]:
 
 
 async def infer(model: TensorModel, given: Sequence[NamedTensor], wanted: Sequence[str] = ()) -> list[NamedTensor]:
-    return await model.infer(lambda: (TensorRequest(given, wanted), lambda outputs: outputs))
+    size = sum(tensor.values.nbytes for tensor in given)
+    return await model.infer(size, lambda: (TensorRequest(given, wanted), lambda outputs: outputs))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ async def test_requests_that_overlap_share_a_run_where_the_definition_says_so(mo
         assert z.values.tolist() == (y.values.argmax(axis=1, keepdims=True) + base).tolist()
 
     async with asyncio.TaskGroup() as group:
-        for base, rows in enumerate((1, 3, 2, 9, 1, 4, 0, 1)):
+        for base, rows in enumerate((1, 3, 2, 9, 1, 4, 0, 1, 500)):
             group.create_task(ask(rows, base))
 
 

@@ -77,7 +77,7 @@ class OpenInferenceRoutes:
         # decoded, a body takes many times its room: as many at once as there are slots
         async with slot:
             name, header = self._service.definition.model, request.headers.get(BINARY_HEADER)
-            written = await model.infer(partial(_read, given, header, name, request_id))
+            written = await model.infer(len(given), partial(_read, given, header, name, request_id))
         self._service.metrics.inference.observe(time.monotonic() - started)
         headers = {REQUEST_ID_HEADER: request_id}
         if written.json_length is None:

@@ -80,7 +80,7 @@ async def read_parameters(request: web.Request, kind: type[T]) -> T:
     a value that is not acceptable.
     """
     body = await read_json(request, dict[str, Any])
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    known = frozenset(kind.__struct_encode_fields__)  # msgspec.structs.fields evaluates every annotation, each time
     given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():
         if name not in known and not _is_neutral(name, value):

@@ -11,7 +11,7 @@ from rbee.worker.engine.encoder import Encoder, Floats, Mask
 from rbee.worker.engine.recognise import FolderFacts
 from rbee.worker.engine.sessions import Runner, Session
 from rbee.worker.engine.token_batches import Budget
-from rbee.worker.engine.tokenise import TextReader, TokenRow
+from rbee.worker.engine.tokenise import TextReader
 
 HIDDEN_OUTPUTS = ("last_hidden_state", "token_embeddings", "hidden_states")
 SENTENCE_OUTPUT = "sentence_embedding"
@@ -104,7 +104,6 @@ class Embedder:
     ) -> None:
         self._rule = rule = pooling_rule(facts)
         self._reader = reader
-        self._runner = runner
         self._encoder = Encoder(
             session, _output_of(session), lambda hidden, mask: pool(hidden, mask, rule), runner, budget
         )
@@ -128,16 +127,16 @@ class Embedder:
                 details={"dimensions": dimensions, "limit": self._size},
                 param="dimensions",
             )
-        rows = await self._runner.step(lambda _: self._reader.rows(texts, truncate))
-        vectors = await self._encoder.floats([TokenRow(row) for row in rows])
+        rows = await self._encoder.rows(sum(map(len, texts)), lambda: self._reader.rows(texts, truncate))
+        vectors = await self._encoder.floats(rows)
         if dimensions is not None:
             vectors = vectors[:, :dimensions]
             vectors = normalised(vectors) if self._rule.normalise else vectors
-        return Embedded(vectors, sum(map(len, rows)))
+        return Embedded(vectors, sum(len(row.ids) for row in rows))
 
     def warm_up(self) -> None:
         """One real inference, in the calling thread; it tells how long the model's vectors are."""
-        found = self._encoder.run([TokenRow(row) for row in self._reader.rows(["warm-up"], None)])
+        found = self._encoder.run(self._reader.rows(["warm-up"], None))
         self._size = found.shape[-1]
 
 

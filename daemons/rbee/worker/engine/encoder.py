@@ -13,6 +13,8 @@ from rbee.worker.engine.tokenise import TokenRow
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.int64]
+SMALL = 1024
+"""So many letters or tokens are read in less time than a thread takes to be woken and to answer."""
 INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
 
@@ -28,6 +30,7 @@ class Encoder:
         budget: Budget,
     ) -> None:
         self._session = session
+        self._runner = runner
         self._output = output
         self._finish = finish
         self._inputs = [tensor.name for tensor in session.get_inputs()]
@@ -41,6 +44,12 @@ class Encoder:
         self._runs: SharedRuns[TokenRow, Floats] = SharedRuns(
             runner, lambda rows, options: list(self.run(rows, options)), plan
         )
+
+    async def rows(self, size: int, read: Callable[[], list[TokenRow]]) -> list[TokenRow]:
+        """What ``read`` gives, called in a thread unless ``size``, its texts' letters or tokens, is small."""
+        if size <= SMALL:
+            return read()
+        return await self._runner.step(lambda _: read())
 
     async def floats(self, rows: Sequence[TokenRow]) -> Floats:
         """One row of floats for each of ``rows``, in their order; raises InferenceError, also for what is no number."""

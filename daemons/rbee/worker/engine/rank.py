@@ -50,7 +50,6 @@ class Ranker:
     ) -> None:
         self._sigmoid = has_sigmoid(facts)
         self._reader = reader
-        self._runner = runner
         names = [tensor.name for tensor in session.get_outputs()]
         self._encoder = Encoder(session, LOGITS if LOGITS in names else names[0], self._scores, runner, budget)
 
@@ -60,7 +59,8 @@ class Ranker:
         ``truncate`` True cuts a document's end so that its pair fits, False refuses it, None does what the model's
         files say.
         """
-        rows = await self._runner.step(lambda _: self._reader.pairs(query, documents, truncate))
+        letters = sum(len(query) + len(text) for text in documents)
+        rows = await self._encoder.rows(letters, lambda: self._reader.pairs(query, documents, truncate))
         found = await self._encoder.floats(rows)
         return Ranked(found[:, 0].tolist(), sum(len(row.ids) for row in rows))
 

@@ -17,6 +17,8 @@ from rbee.worker.engine.tensor_batches import TensorRow, fixed_first_size, joine
 
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
+SMALL_BYTES = 4096
+"""So many are read or written in less time than a thread takes to be woken and to answer."""
 WARM_UP_SIZES = (1, 16, 64, 224)
 
 
@@ -81,16 +83,24 @@ class TensorModel:
                 )
             self._shared = SharedRuns(runner, self._run_joined, lambda waiting: next_rows(waiting, max_batch))
 
-    async def infer(self, read: Callable[[], Reading[T]]) -> T:
-        """Run on the request that ``read`` gives, and return its answer; reading and writing happen in a thread.
+    async def infer(self, size: int, read: Callable[[], Reading[T]]) -> T:
+        """Run on the request that ``read`` gives, and return its answer.
 
-        Raises what they raise, InvalidRequest for tensors that do not fit the model, InferenceError.
+        Reading and writing happen in the thread of the run, or, where runs are shared and the request's ``size`` in
+        bytes is small, in the loop. Raises what they raise, InvalidRequest for tensors that do not fit the model, and
+        InferenceError.
         """
         if self._shared is None:
             return await self._runner.step(lambda options: self._whole(read, options))
-        row, write = await self._runner.step(lambda _: self._begin(read))
+        small = size <= SMALL_BYTES
+        row, write = self._begin(read) if small else await self._runner.step(lambda _: self._begin(read))
         (arrays,) = await self._shared.results([row])
-        return await self._runner.step(lambda _: write(self._named(row.wanted, arrays)))
+        outputs = self._named(row.wanted, arrays)
+        if all(output.values.dtype.kind != "O" for output in outputs) and (
+            sum(output.values.nbytes for output in outputs) <= SMALL_BYTES
+        ):
+            return write(outputs)  # what texts take is not known beforehand
+        return await self._runner.step(lambda _: write(outputs))
 
     def _whole(self, read: Callable[[], Reading[T]], options: RunOptions) -> T:
         row, write = self._begin(read)

@@ -77,8 +77,8 @@ class TextReader:
         self._rule = rule
         self._vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def rows(self, texts: Sequence[str | Sequence[int]], truncate: bool | None) -> list[list[int]]:
-        """Token ids of each of ``texts`` (strings or token ids).
+    def rows(self, texts: Sequence[str | Sequence[int]], truncate: bool | None) -> list[TokenRow]:
+        """The tokens of each of ``texts`` (strings or token ids).
 
         ``truncate`` True cuts the end of one that is too long, False refuses it, None does what the model's files say.
         Raises InvalidRequest for one that is too long, empty, or has an id outside the vocabulary.
@@ -92,7 +92,7 @@ class TextReader:
         ]
         for index, row in enumerate(rows):
             self._check(row, index, "input")
-        return rows
+        return [TokenRow(row) for row in rows]
 
     def pairs(self, query: str, documents: Sequence[str], truncate: bool | None) -> list[TokenRow]:
         """``query`` with each of ``documents`` as the tokenizer joins two texts; ``truncate`` cuts a document's end.
