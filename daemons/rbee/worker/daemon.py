@@ -55,7 +55,6 @@ class WorkerDaemon:
         admins = PeerAdmins(frozenset(definition.defaults.admin_users))
         self._server = Server(build_worker_app(self.service, self._verifier, admins), sockets, CLOSE_GRACE_S)
         self._serving = False
-        self._ended = asyncio.Event()
 
     async def start(self) -> None:
         """Serve, await the model, write the facts, and say READY=1; raises what ended the loading."""
@@ -90,8 +89,9 @@ class WorkerDaemon:
         )
 
     async def wait(self) -> None:
-        """Never ends on its own."""
-        await self._ended.wait()
+        """End when the model cannot serve any more; raises why."""
+        if self.service.loaded is not None:
+            await asyncio.wrap_future(self.service.loaded.model.failure)
 
     async def reload(self) -> None:
         """Take another token and log level; raises ConfigError and keeps the old ones where the new are wrong."""
@@ -119,7 +119,7 @@ class WorkerDaemon:
         for path in (paths.worker_facts(worker), paths.worker_socket(worker)):
             path.unlink(missing_ok=True)
         if self.service.loaded is not None:
-            self.service.loaded.model.runner.close()
+            self.service.loaded.model.close()
 
     def healthy(self) -> bool:
         """Whether WATCHDOG=1 may go out: no step of inference is stuck."""
@@ -140,6 +140,8 @@ class WorkerDaemon:
     def _count(self, loaded: LoadedModel) -> None:
         metrics, definition = self.service.metrics, self._definition
         metrics.load_seconds.set(loaded.seconds)
+        if loaded.model.prefixes is not None:
+            metrics.watch_prefixes(loaded.model.prefixes)
         metrics.info.info(
             {
                 "worker": definition.worker_id,

@@ -1,11 +1,39 @@
 """What a worker counts of itself, beside its HTTP server's own counters."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from rbee.wire.http.metrics import HttpMetrics
 
+if TYPE_CHECKING:
+    from rbee.worker.engine.batch.prefix import PrefixCounts
+
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 INFERENCE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class PrefixCollector(Collector):
+    """What a prefix cache counts, read when somebody asks."""
+
+    def __init__(self, counts: "PrefixCounts") -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        """Lookups by result, tokens taken over, bytes held."""
+        lookups = CounterMetricFamily(
+            "rbee_worker_prefix_lookups", "Prompts looked up in the prefix cache, by result", labels=("result",)
+        )
+        lookups.add_metric(("hit",), self._counts.hits)
+        lookups.add_metric(("miss",), self._counts.misses)
+        yield lookups
+        yield CounterMetricFamily(
+            "rbee_worker_prefix_reused_tokens", "Prompt tokens that were not read again", self._counts.reused_tokens
+        )
+        yield GaugeMetricFamily("rbee_worker_prefix_bytes", "Held by the prefix cache", self._counts.held_bytes)
 
 
 class WorkerMetrics:
@@ -37,6 +65,10 @@ class WorkerMetrics:
         self.slots = Gauge("rbee_worker_slots", "Slots by state", ("state",), registry=self.registry)
         self.load_seconds = Gauge("rbee_worker_load_seconds", "How long loading took", registry=self.registry)
         self.info = Info("rbee_worker", "What this worker is", registry=self.registry)
+
+    def watch_prefixes(self, counts: "PrefixCounts") -> None:
+        """Tell from now on what a text model's prefix cache does."""
+        self.registry.register(PrefixCollector(counts))
 
     def ended(self, route: str, outcome: str) -> None:
         """Count a request that ended."""

@@ -1,5 +1,8 @@
 """Makes the one model of this worker from its folder, on the device that its definition asks for."""
 
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,13 +11,15 @@ from rbee.wire.worker_spec import Backend, Task, WorkerSpec
 from rbee.worker.definition import Definition
 from rbee.worker.engine.folder import ModelFolder
 from rbee.worker.engine.recognise import ModelFacts
+from rbee.worker.engine.runtime import available_memory
 from rbee.worker.engine.sessions import DeviceSpec, Runner, Session, create_session
 from rbee.worker.engine.tensor import TensorModel
 from rbee.worker.engine.token_batches import Budget, budget_for
 
 if TYPE_CHECKING:
+    from rbee.worker.engine.batch.prefix import PrefixCounts
     from rbee.worker.engine.embed import Embedder
-    from rbee.worker.engine.generate import SequentialGenerator
+    from rbee.worker.engine.generate import BatchGenerator
     from rbee.worker.engine.rank import Ranker
     from rbee.worker.engine.tokenise import TextReader
 
@@ -24,11 +29,18 @@ SPARE_THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What serves requests, for one task, and the runner of its steps."""
+    """What serves requests, for one task, and the runner of its steps.
+
+    ``failure`` gets the error that the engine cannot go on after; ``close`` releases the threads, without waiting for a
+    step that still runs; ``prefixes`` is what a text model's prefix cache counts.
+    """
 
     task: Task
-    served: "Embedder | Ranker | SequentialGenerator | TensorModel"
+    served: "Embedder | Ranker | BatchGenerator | TensorModel"
     runner: Runner
+    failure: "Future[None]"
+    close: Callable[[], None]
+    prefixes: "PrefixCounts | None" = None
 
 
 def build_runner(spec: WorkerSpec) -> Runner:
@@ -39,13 +51,31 @@ def build_runner(spec: WorkerSpec) -> Runner:
 def build_model(definition: Definition, folder: ModelFolder, facts: ModelFacts, runner: Runner, threads: int) -> Model:
     """Create the session and what serves its task; raises ConfigError, ProviderUnavailable. Blocking."""
     session = create_session(folder.model_file, device_spec(definition, threads))
+    failure: Future[None] = Future()
+    closing = ExitStack()
+    closing.callback(runner.close)
     if facts.task is Task.GENERATE:
-        return Model(facts.task, _generator(definition, folder, facts, session, runner), runner)
+        generator = _generator(definition, folder, facts, session, runner, failure)
+        closing.callback(generator.close)
+        return Model(facts.task, generator, runner, failure, closing.close, generator.prefixes)
+    served: Embedder | Ranker | TensorModel
     if facts.task in (Task.EMBED, Task.RANK):
         budget = budget_for(Backend(definition.spec.backend), threads, definition.spec.max_batch_tokens)
         make = _embedder if facts.task is Task.EMBED else _ranker
-        return Model(facts.task, make(folder, facts, session, runner, budget), runner)
-    return Model(facts.task, TensorModel(session, folder.facts.graph, runner, definition.spec.max_batch), runner)
+        served = make(folder, facts, session, runner, budget)
+    else:
+        served = TensorModel(session, folder.facts.graph, runner, definition.spec.max_batch)
+    return Model(facts.task, served, runner, failure, closing.close)
+
+
+def kv_bytes(spec: WorkerSpec) -> int | None:
+    """Memory for keys and values: as configured; else, on the CPU, half of what is free when the worker starts."""
+    if spec.kv_cache_mb is not None:
+        return spec.kv_cache_mb << 20
+    if spec.backend is Backend.CUDA:
+        return spec.gpu_mem_limit_mb << 19 if spec.gpu_mem_limit_mb is not None else None
+    available = available_memory()
+    return available // 2 if available else None
 
 
 def device_spec(definition: Definition, threads: int) -> DeviceSpec:
@@ -80,26 +110,37 @@ def _reader(folder: ModelFolder, facts: ModelFacts) -> "TextReader":
 
 
 def _generator(
-    definition: Definition, folder: ModelFolder, facts: ModelFacts, session: Session, runner: Runner
-) -> "SequentialGenerator":
+    definition: Definition,
+    folder: ModelFolder,
+    facts: ModelFacts,
+    session: Session,
+    runner: Runner,
+    failure: "Future[None]",
+) -> "BatchGenerator":
+    from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder, context_within
+    from rbee.worker.engine.batch.growing import Placement
     from rbee.worker.engine.chat import ChatTemplate, special_tokens
-    from rbee.worker.engine.decoder import Decoder, device_name, read_layout
-    from rbee.worker.engine.generate import SequentialGenerator
+    from rbee.worker.engine.decoder import device_name, read_layout
+    from rbee.worker.engine.generate import BatchGenerator
     from rbee.worker.engine.sampling import default_sampling
-    from rbee.worker.engine.text_model import TextModel
+    from rbee.worker.engine.text_model import DEFAULT_CONTEXT, TextModel
     from rbee.worker.engine.tokenise import load_tokenizer
 
     spec = definition.spec
-    tokenizer, _ = load_tokenizer(folder.path)
-    template = ChatTemplate(facts.chat_template, special_tokens(folder.facts)) if facts.chat_template else None
     lengths = [length for length in (facts.context_length, spec.max_context) if length is not None]
+    settings = BatchSettings(
+        spec.slots, min(lengths, default=DEFAULT_CONTEXT), kv_bytes(spec), spec.prefix_cache_mb << 20
+    )
+    placement = Placement(device_name(spec.backend), spec.device)
+    decoder = build_decoder(session, read_layout(folder.facts), facts.vocabulary, placement, settings)
+    tokenizer, _ = load_tokenizer(folder.path)
     text = TextModel(
         tokenizer,
         eos_ids=facts.eos_ids,
-        context_length=min(lengths) if lengths else None,
-        template=template,
+        context_length=context_within(decoder, settings),
+        template=ChatTemplate(facts.chat_template, special_tokens(folder.facts)) if facts.chat_template else None,
         sampling=default_sampling(folder.facts.config("generation_config.json")),
         tool_format=spec.tool_format,
     )
-    decoder = Decoder(session, read_layout(folder.facts), device_name(spec.backend), spec.device)
-    return SequentialGenerator(decoder, text, runner)
+    batch = build_batch(decoder, facts.eos_ids, settings)
+    return BatchGenerator(batch, text, runner, failure.set_exception)

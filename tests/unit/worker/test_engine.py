@@ -1,11 +1,12 @@
 """Sessions and models on the real runtime, without HTTP."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ import pytest
 from tests.unit.worker import graphs
 
 from rbee.host.machine import DRIVER_ADVICE
-from rbee.wire.errors import ConfigError, InvalidRequest
+from rbee.wire.errors import ConfigError, InferenceError, InternalError, InvalidRequest
 from rbee.wire.worker_spec import Backend
+from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder
+from rbee.worker.engine.batch.growing import GrowingDecoder, Placement
 from rbee.worker.engine.chat import Conversation
 from rbee.worker.engine.cuda_advice import advise
-from rbee.worker.engine.decoder import Cache, Decoder, read_layout, run_options
+from rbee.worker.engine.decoder import read_layout
 from rbee.worker.engine.folder import read_folder
-from rbee.worker.engine.generate import SequentialGenerator
+from rbee.worker.engine.generate import BatchGenerator
 from rbee.worker.engine.generation import Finished, FinishReason, GenerateRequest, Piece
 from rbee.worker.engine.recognise import recognise
 from rbee.worker.engine.runtime import thread_count
@@ -40,44 +43,33 @@ async def runner() -> AsyncIterator[Runner]:
 
 
 @pytest.fixture
-def generator(models: Path, runner: Runner) -> SequentialGenerator:
+def failures() -> list[Exception]:
+    """What ended the engine's thread."""
+    return []
+
+
+@pytest.fixture
+def generator(models: Path, runner: Runner, failures: list[Exception]) -> Iterator[BatchGenerator]:
     folder = read_folder(models / "bee-talk")
     facts = recognise(folder.facts)
-    decoder = Decoder(create_session(folder.model_file, CPU), read_layout(folder.facts), "cpu", 0)
+    settings = BatchSettings(rows=4, context=facts.context_length or 0, kv_bytes=None, prefix_bytes=64 << 20)
+    session, layout = create_session(folder.model_file, CPU), read_layout(folder.facts)
+    batch = build_batch(build_decoder(session, layout, None, Placement(), settings), facts.eos_ids, settings)
     tokenizer, _ = load_tokenizer(folder.path)
     text = TextModel(tokenizer, eos_ids=facts.eos_ids, context_length=facts.context_length)
-    return SequentialGenerator(decoder, text, runner)
+    found = BatchGenerator(batch, text, runner, failures.append)
+    found.warm_up()
+    yield found
+    found.close()
 
 
-async def text_of(generator: SequentialGenerator, request: GenerateRequest) -> tuple[str, Finished]:
+async def text_of(generator: BatchGenerator, request: GenerateRequest) -> tuple[str, Finished]:
     items = [item async for item in generator.stream(request)]
     assert isinstance(items[-1], Finished)
     return "".join(item.text for item in items if isinstance(item, Piece)), items[-1]
 
 
-async def test_decoding_with_the_cache_equals_reading_the_whole_text(models: Path) -> None:
-    folder = read_folder(models / "bee-talk")
-    decoder = Decoder(create_session(folder.model_file, CPU), read_layout(folder.facts), "cpu", 0)
-    tokens, options = list(range(20, 60)), run_options()
-    cache = Cache()
-    steps = [decoder.advance(cache, [token], options) for token in tokens]
-    assert cache.length == len(tokens)
-    for end in (1, 7, len(tokens)):
-        whole = decoder.advance(Cache(), tokens[:end], options)
-        assert np.abs(whole - steps[end - 1]).max() < 1e-3
-        assert whole.argmax() == steps[end - 1].argmax()
-
-
-async def test_a_prompt_longer_than_a_chunk_is_read_whole(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = read_folder(models / "bee-talk")
-    decoder = Decoder(create_session(folder.model_file, CPU), read_layout(folder.facts), "cpu", 0)
-    tokens, options = list(range(20, 120)), run_options()
-    at_once = decoder.advance(Cache(), tokens, options)
-    monkeypatch.setattr("rbee.worker.engine.decoder.PREFILL_CHUNK", 7)
-    assert np.abs(decoder.advance(Cache(), tokens, options) - at_once).max() < 1e-3
-
-
-async def test_greedy_text_is_the_models_own_and_ends_where_it_ends(generator: SequentialGenerator) -> None:
+async def test_greedy_text_is_the_models_own_and_ends_where_it_ends(generator: BatchGenerator) -> None:
     prompt = generator.text.encode("<|user|>\nWhat is a hive?<|end|>\n<|assistant|>\n")
     text, finished = await text_of(generator, GenerateRequest(prompt, 200, GREEDY))
     assert text.startswith("The hive reports the facts of its machine and does what the queen tells it.")
@@ -87,14 +79,14 @@ async def test_greedy_text_is_the_models_own_and_ends_where_it_ends(generator: S
     assert finished == Finished(FinishReason.LENGTH, 5)
 
 
-async def test_a_stop_string_ends_the_text_before_it(generator: SequentialGenerator) -> None:
+async def test_a_stop_string_ends_the_text_before_it(generator: BatchGenerator) -> None:
     prompt = generator.text.encode("What is a hive?")
     text, finished = await text_of(generator, GenerateRequest(prompt, 100, GREEDY, (" machine and",)))
     assert text == "The hive reports the facts of its"
     assert finished.reason is FinishReason.STOP
 
 
-async def test_a_seed_repeats_and_texts_may_run_side_by_side(generator: SequentialGenerator) -> None:
+async def test_a_seed_repeats_and_texts_may_run_side_by_side(generator: BatchGenerator) -> None:
     prompt = generator.text.encode("What is a hive?")
     wild = [SamplingParams(temperature=8.0, seed=seed) for seed in (1, 1, 2)]
     async with asyncio.TaskGroup() as group:
@@ -103,7 +95,40 @@ async def test_a_seed_repeats_and_texts_may_run_side_by_side(generator: Sequenti
     assert first == again != other
 
 
-async def test_prompts_that_cannot_be_read_are_refused(generator: SequentialGenerator) -> None:
+async def test_a_reader_that_stops_frees_its_row(generator: BatchGenerator) -> None:
+    prompt = generator.text.encode("What is a hive?")
+    endless = GenerateRequest(prompt, 1000, SamplingParams(temperature=0.0, ignore_eos=True))
+    async with asyncio.timeout(60):
+        for _ in range(6):  # more than there are rows
+            async with contextlib.aclosing(generator.stream(endless)) as items:
+                assert isinstance(await anext(items), Piece)
+        text, _ = await text_of(generator, GenerateRequest(prompt, 100, GREEDY))
+    assert text.startswith("The hive reports")
+
+
+async def test_an_engine_that_cannot_go_on_says_so_to_everybody(
+    generator: BatchGenerator, failures: list[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> object:
+        raise MemoryError("the engine's own fault")
+
+    monkeypatch.setattr(GrowingDecoder, "read", breaks)
+    request = GenerateRequest(generator.text.encode("What is a hive?"), 10, GREEDY)
+    async with asyncio.timeout(60):
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_error_of(generator, request)) for _ in range(3)]
+        await _error_of(generator, request)
+    assert all("try again" in task.result().message for task in tasks)
+    assert [type(failure) for failure in failures] == [InternalError]
+
+
+async def _error_of(generator: BatchGenerator, request: GenerateRequest) -> InferenceError:
+    with pytest.raises(InferenceError) as raised:
+        await text_of(generator, request)
+    return raised.value
+
+
+async def test_prompts_that_cannot_be_read_are_refused(generator: BatchGenerator) -> None:
     for prompt, sentence in (
         ([], "empty"),
         ([10**6], "outside the vocabulary"),

@@ -24,6 +24,21 @@ async def client_of(folder: Path, model: Path) -> AsyncIterator[tuple[WorkerProc
         yield worker, client
 
 
+async def test_the_prefix_cache_is_counted(tmp_path: Path, models: Path) -> None:
+    async with client_of(tmp_path, models / "bee-talk") as (worker, client):
+        asked = {"prompt": "What is a hive? " * 20, "max_tokens": 2, "stream": False}
+        for _ in range(2):
+            async with client.post(f"{worker.url}/v1/inference", json=asked) as answer:
+                assert answer.status == 200, await answer.text()
+        async with client.get(f"{worker.url}/metrics") as answer:
+            metrics = await answer.text()
+    assert 'rbee_worker_prefix_lookups_total{result="miss"} 1.0' in metrics
+    assert 'rbee_worker_prefix_lookups_total{result="hit"} 1.0' in metrics
+    figures = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line.startswith("rbee_worker_prefix_"))
+    assert float(figures["rbee_worker_prefix_reused_tokens_total"]) >= 32
+    assert float(figures["rbee_worker_prefix_bytes"]) > 0
+
+
 async def test_openais_own_client_talks_to_a_generator(tmp_path: Path, models: Path) -> None:
     async with (
         serving(tmp_path, model=str(models / "bee-talk")) as worker,

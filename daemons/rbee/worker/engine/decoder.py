@@ -1,20 +1,14 @@
-"""Runs a decoder graph with its key-value cache: one sequence, any number of tokens a step, on CPU or CUDA."""
+"""Reads from a decoder's files how it is fed: its inputs by role, its cache, its scores, and how it may be batched."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import numpy as np
-
-from rbee.wire.errors import ConfigError, InferenceError
+from rbee.wire.errors import ConfigError
 from rbee.worker.engine.onnx_file import GraphFacts, TensorInfo
 from rbee.worker.engine.recognise import PAST_PREFIXES, FolderFacts
 from rbee.worker.engine.runtime import runtime
-from rbee.worker.engine.sampling import Scores
-from rbee.worker.engine.sessions import Array, Binding, RunOptions, Session, numpy_type
+from rbee.worker.engine.sessions import RunOptions, numpy_type
 
-PREFILL_CHUNK = 512
-"""Prompt tokens a step: bounds the scores' memory and how long a cancelled prompt goes on."""
 ROLES = ("input_ids", "attention_mask", "position_ids", "use_cache_branch")
 
 
@@ -30,20 +24,28 @@ class CachePair:
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayout:
-    """Names in the graph by role, the cache's pairs, and the element type of each plain input."""
+    """Names in the graph by role, the cache's pairs, and the element types of the plain inputs and of the scores.
+
+    ``vocabulary`` is the scores' width, None where the graph leaves it open.
+    ``shares_buffers``: attention reads and writes one buffer in place (GroupQueryAttention), so that rows of different
+    lengths decode together. ``scales_by_content``: activations are quantised by what is computed together, so that
+    results depend on it.
+    """
 
     names: Mapping[str, str]
     elements: Mapping[str, str]
     scores: str
+    scores_element: str
+    vocabulary: int | None
     pairs: tuple[CachePair, ...]
+    shares_buffers: bool
+    scales_by_content: bool
 
-
-@dataclass(slots=True)
-class Cache:
-    """One sequence's past: device tensors by input name, and how many tokens they hold."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    length: int = 0
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of keys and values of one token."""
+        sizes = ((pair.empty_shape[1] * pair.empty_shape[3], numpy_type(pair.element)) for pair in self.pairs)
+        return sum(values * element.itemsize for values, element in sizes)
 
 
 def read_layout(facts: FolderFacts) -> DecoderLayout:
@@ -64,8 +66,17 @@ def read_layout(facts: FolderFacts) -> DecoderLayout:
     scores = declared.get("logits", "logits")
     if scores not in graph.output_names:
         raise ConfigError(f"the decoder has no output named {scores}; export it for text generation")
-    elements = {tensor.name: tensor.element for tensor in graph.inputs}
-    return DecoderLayout(names, elements, scores, pairs)
+    output = next(tensor for tensor in graph.outputs if tensor.name == scores)
+    return DecoderLayout(
+        names,
+        elements={tensor.name: tensor.element for tensor in graph.inputs},
+        scores=scores,
+        scores_element=output.element,
+        vocabulary=width if output.shape and isinstance(width := output.shape[-1], int) else None,
+        pairs=pairs,
+        shares_buffers="GroupQueryAttention" in graph.operators,
+        scales_by_content="DynamicQuantizeLinear" in graph.operators,
+    )
 
 
 def _declared(facts: FolderFacts) -> dict[str, str]:
@@ -121,74 +132,13 @@ def _empty_shape(tensor: TensorInfo, facts: FolderFacts) -> tuple[int, ...]:
     return (1, heads, 0, size)
 
 
-class Decoder:
-    """A decoder's session. Every sequence has its own :class:`Cache`; several threads may advance one each."""
-
-    def __init__(self, session: Session, layout: DecoderLayout, device: str, device_id: int) -> None:
-        self._session = session
-        self._layout = layout
-        self._device = device
-        self._device_id = device_id
-
-    def advance(self, cache: Cache, tokens: Sequence[int], options: RunOptions) -> Scores:
-        """Read ``tokens`` (at least one) after what ``cache`` holds; returns the scores that follow the last one.
-
-        Raises InferenceError; the cache is not to be used after it.
-        """
-        scores: Array | None = None
-        for start in range(0, len(tokens), PREFILL_CHUNK):
-            scores = self._step(cache, tokens[start : start + PREFILL_CHUNK], options)
-        if scores is None:
-            raise InferenceError("no token was given to the decoder")
-        last: Scores = scores[0, -1].astype(np.float32, copy=False)
-        return last
-
-    def _step(self, cache: Cache, tokens: Sequence[int], options: RunOptions) -> Array:
-        binding = self._session.io_binding()
-        for name, value in self._feeds(cache, tokens).items():
-            binding.bind_cpu_input(name, value)
-        for pair in self._layout.pairs:
-            past = cache.values.get(pair.past)
-            if past is None:
-                binding.bind_cpu_input(pair.past, np.zeros(pair.empty_shape, numpy_type(pair.element)))
-            else:
-                binding.bind_ortvalue_input(pair.past, past)
-        binding.bind_output(self._layout.scores, "cpu")
-        for pair in self._layout.pairs:
-            binding.bind_output(pair.present, self._device, self._device_id)
-        self._run(binding, options)
-        scores, *presents = binding.get_outputs()
-        cache.values = {pair.past: present for pair, present in zip(self._layout.pairs, presents, strict=True)}
-        cache.length += len(tokens)
-        return scores.numpy()  # type: ignore[no-any-return]
-
-    def _feeds(self, cache: Cache, tokens: Sequence[int]) -> dict[str, Array]:
-        total = cache.length + len(tokens)
-        values: dict[str, Array] = {
-            "input_ids": np.array([tokens]),
-            "attention_mask": np.ones((1, total)),
-            "position_ids": np.arange(cache.length, total)[None],
-            "use_cache_branch": np.array([cache.length > 0]),
-        }
-        names, elements = self._layout.names, self._layout.elements
-        return {name: values[role].astype(numpy_type(elements[name])) for role, name in names.items()}
-
-    def _run(self, binding: Binding, options: RunOptions) -> None:
-        try:
-            self._session.run_with_iobinding(binding, options)
-        except Exception as error:
-            raise InferenceError(
-                "the model failed on this prompt; the worker's journal has the reason",
-                details={"reason": type(error).__name__},
-            ) from error
-
-
 def device_name(backend: str) -> str:
     """The runtime's name of the device where the cache lives."""
     return "cuda" if backend == "cuda" else "cpu"
 
 
 def run_options() -> RunOptions:
-    """Options of a run that nobody cancels: the warm-up's."""
+    """Options of the batch's runs; what fails is told by its error, not by the runtime's own log."""
     options: RunOptions = runtime().RunOptions()
+    options.log_severity_level = 4
     return options

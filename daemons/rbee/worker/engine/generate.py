@@ -1,70 +1,85 @@
-"""Generates text one request at a time on its own cache: prefill, then a step a token, each in a thread."""
+"""Generates text: gives each request a row of the batch, and makes text of the tokens that come back."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, Callable
 from typing import TypeVar
 
 from rbee.wire.errors import InferenceError
-from rbee.worker.engine.decoder import Cache, Decoder, run_options
+from rbee.worker.engine.batch.build import Batch
+from rbee.worker.engine.batch.decoders import Chunk, Token
+from rbee.worker.engine.batch.loop import BatchLoop
+from rbee.worker.engine.batch.prefix import PrefixCounts
+from rbee.worker.engine.batch.row import ChoiceStream, Row
+from rbee.worker.engine.decoder import run_options
 from rbee.worker.engine.generation import Finished, GenerateRequest, Piece
 from rbee.worker.engine.sampling import BatchSampler, SamplingParams
-from rbee.worker.engine.sessions import Runner, RunOptions
+from rbee.worker.engine.sessions import Runner
 from rbee.worker.engine.text_model import TextModel
-from rbee.worker.engine.text_row import TextRow
 
 T = TypeVar("T")
+WARM_UP = -1
+"""The key of the warm-up's row: no row of a request has it."""
 
 
-class _Text:
-    """A text, its sampler and its cache."""
+class BatchGenerator:
+    """Implements generation.Generator on a batch whose thread it owns.
 
-    def __init__(self, model: TextModel, request: GenerateRequest) -> None:
-        self.row: TextRow = model.row(request)
-        self.cache = Cache()
-        self.sampler = BatchSampler(model.eos_ids)
-        self.sampler.add(self, request.sampling, request.prompt)
+    ``on_failure`` is called from that thread where it cannot go on: the worker has to end.
+    """
 
-
-class SequentialGenerator:
-    """A generator whose requests share the session and nothing else; implements generation.Generator."""
-
-    def __init__(self, decoder: Decoder, text: TextModel, runner: Runner) -> None:
-        self._decoder = decoder
+    def __init__(self, batch: Batch, text: TextModel, runner: Runner, on_failure: Callable[[Exception], None]) -> None:
+        self._decoder = batch.decoder
+        self._prefixes = batch.prefixes
+        self._loop = BatchLoop(batch.stepper, on_failure)
         self._text = text
         self._runner = runner
+        runner.watch(self._loop.step_s)
 
     @property
     def text(self) -> TextModel:
         """Tokenizer, template, context length and defaults of the model."""
         return self._text
 
+    @property
+    def prefixes(self) -> PrefixCounts:
+        """What the prefix cache has done."""
+        return self._prefixes.counts
+
     async def prepare(self, work: Callable[[TextModel], T]) -> T:
         """Run what takes time (tokenising, compiling a grammar) off the loop, and await it."""
         return await self._runner.step(lambda _: work(self._text))
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece | Finished, None]:
-        """Generate; each step is computed when the reader asks for more."""
-        text = _Text(self._text, request)
-        tokens: Sequence[int] = request.prompt
-        while True:
-            items = await self._runner.step(partial(self._next, text, tokens))
-            for item in items:
-                yield item
-                if isinstance(item, Finished):
-                    return
-            tokens = (text.row.last_token,)
-
-    def _next(self, text: _Text, tokens: Sequence[int], options: RunOptions) -> list[Piece | Finished]:
-        scores = self._decoder.advance(text.cache, tokens, options)
-        (choice,) = text.sampler.choose([text], scores[None])
-        if isinstance(choice, InferenceError):
-            raise choice
-        return text.row.accept(choice)
+        """Generate; the row leaves the batch at the next step when the reader stops reading."""
+        text = self._text.row(request)
+        eos_ids = frozenset() if request.sampling.ignore_eos else self._text.eos_ids
+        row = Row(request, ChoiceStream(self._loop.wake), list(request.prompt), eos_ids)
+        self._loop.submit(row)
+        try:
+            while True:
+                for item in text.accept(await row.stream.next()):
+                    yield item
+                    if isinstance(item, Finished):
+                        return
+        finally:
+            self._loop.cancel(row)
 
     def warm_up(self) -> None:
-        """A prefill and a step, in the calling thread."""
-        first = next(iter(sorted(self._text.eos_ids)), 0)
-        request = GenerateRequest((first,), 2, SamplingParams(temperature=0.0, ignore_eos=True))
-        text, options = _Text(self._text, request), run_options()
-        self._next(text, request.prompt, options)
-        self._next(text, (text.row.last_token,), options)
+        """Read a prompt, choose, and make a step, in the calling thread; then the batch's own thread begins.
+
+        Raises InferenceError where the model fails on it or scores with what is no number.
+        """
+        options, first = run_options(), min(self._text.eos_ids, default=0)
+        self._decoder.open(WARM_UP)
+        scores = self._decoder.read([Chunk(WARM_UP, 0, [first])], options)
+        sampler = BatchSampler()
+        sampler.add(WARM_UP, SamplingParams(temperature=1.0, seed=0), [first])
+        for outcome in sampler.choose([WARM_UP], scores):
+            if isinstance(outcome, InferenceError):
+                raise outcome
+        self._decoder.step([Token(WARM_UP, 1, first)], options)
+        self._decoder.close(WARM_UP)
+        self._loop.start()
+
+    def close(self) -> None:
+        """End the batch's thread after its present step."""
+        self._loop.close()

@@ -1,13 +1,17 @@
 """ONNX Runtime, imported in one place, after the environment says that it must not call home."""
 
+import contextlib
 import os
+import re
 import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 TELEMETRY = "ORT_DISABLE_TELEMETRY"
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+GROUP = Path("/sys/fs/cgroup")
+CPU_QUOTA = GROUP / "cpu.max"
+MEMINFO = Path("/proc/meminfo")
 
 
 @cache
@@ -36,6 +40,15 @@ def _quota(path: Path) -> float | None:
         return None if quota == "max" else max(1.0, int(quota) / int(period))
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def available_memory(meminfo: Path = MEMINFO, group: Path = GROUP) -> int | None:
+    """Bytes that may still be taken: what the machine has left, or less where the cgroup sets a limit."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.M) if meminfo.exists() else None
+    amounts = [int(found[1]) * 1024] if found else []
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2 here, or no limit ("max")
+        amounts.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(0, min(amounts)) if amounts else None
 
 
 def version() -> str:

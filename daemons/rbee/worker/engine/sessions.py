@@ -48,7 +48,19 @@ class Binding(Protocol):
 
     def bind_ortvalue_input(self, name: str, value: object) -> None: ...
 
-    def bind_output(self, name: str, device_type: str = "cpu", device_id: int = 0) -> None: ...
+    def bind_input(
+        self, name: str, device: str, device_id: int, element: object, shape: Sequence[int], pointer: int
+    ) -> None: ...
+
+    def bind_output(
+        self,
+        name: str,
+        device_type: str = "cpu",
+        device_id: int = 0,
+        element_type: object = None,
+        shape: Sequence[int] | None = None,
+        buffer_ptr: int | None = None,
+    ) -> None: ...
 
     def get_outputs(self) -> list[Any]: ...
 
@@ -167,6 +179,7 @@ class Runner:
         self._executor = ThreadPoolExecutor(threads, "step")
         self._clock = clock
         self._started: dict[object, float] = {}
+        self._watched: list[Callable[[], float]] = []
 
     async def step(self, work: Callable[[RunOptions], T]) -> T:
         """Run ``work(run_options)`` in a thread and await it.
@@ -190,7 +203,12 @@ class Runner:
 
     def longest_step_s(self) -> float:
         """How long the oldest step in flight has been running, in seconds; 0 when none is."""
-        return max((self._clock() - at for at in self._started.values()), default=0.0)
+        own = max((self._clock() - at for at in self._started.values()), default=0.0)
+        return max(own, *(age() for age in self._watched)) if self._watched else own
+
+    def watch(self, age: Callable[[], float]) -> None:
+        """Count steps of a thread that is not this runner's: ``age`` tells how long its step has been running."""
+        self._watched.append(age)
 
     def close(self) -> None:
         """Release the threads; a step that still runs is not awaited."""
@@ -215,6 +233,17 @@ def run_session(
     except Exception as error:
         raise InferenceError(
             "the model failed on this input: check its shape and values; the worker's journal has the reason",
+            details={"reason": type(error).__name__},
+        ) from error
+
+
+def run_bound(session: Session, binding: Binding, options: RunOptions | None = None) -> None:
+    """One inference on bound buffers; raises InferenceError."""
+    try:
+        session.run_with_iobinding(binding, options)
+    except Exception as error:
+        raise InferenceError(
+            "the model failed on this prompt; the worker's journal has the reason",
             details={"reason": type(error).__name__},
         ) from error
 

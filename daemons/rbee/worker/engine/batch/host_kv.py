@@ -1,0 +1,59 @@
+"""Shared buffers of keys and values in the host's memory: one for each tensor of the cache, a row a slot."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from rbee.worker.engine.decoder import CachePair
+from rbee.worker.engine.sessions import Array, Binding, numpy_type
+
+HostBlock: TypeAlias = tuple[Array, ...]
+"""Some tokens' keys and values of one row, a tensor (heads, tokens, head size) for each pair of the cache."""
+
+
+class HostKv:
+    """Buffers (slots, heads, capacity, head size) that a decoder reads and writes in place."""
+
+    def __init__(self, pairs: Sequence[CachePair]) -> None:
+        self._pairs = pairs
+        self._buffers = [self._empty(pair, 0, 0) for pair in pairs]
+
+    def resize(self, slots: int, capacity: int, held: Mapping[int, int]) -> None:
+        """Take new sizes; ``held`` tells how many tokens of which slots go along."""
+        for index, pair in enumerate(self._pairs):
+            before, after = self._buffers[index], self._empty(pair, slots, capacity)
+            for slot, length in held.items():
+                after[slot, :, :length] = before[slot, :, :length]
+            self._buffers[index] = after
+
+    @staticmethod
+    def _empty(pair: CachePair, slots: int, capacity: int) -> Array:
+        _, heads, _, size = pair.empty_shape
+        return np.zeros((slots, heads, capacity, size), numpy_type(pair.element))
+
+    def bind(self, binding: Binding, slot: int, count: int) -> None:
+        """Bind past and present of ``count`` slots from ``slot`` on to their place in the buffers."""
+        for pair, buffer in zip(self._pairs, self._buffers, strict=True):
+            rows = buffer[slot : slot + count]
+            where = ("cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
+            binding.bind_input(pair.past, *where)
+            binding.bind_output(pair.present, *where)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy ``length`` tokens of one slot to another."""
+        for buffer in self._buffers:
+            buffer[target, :, :length] = buffer[source, :, :length]
+
+    def save(self, slot: int, start: int, stop: int) -> HostBlock:
+        """A copy of the tokens ``start`` to ``stop`` of a slot."""
+        return tuple(buffer[slot, :, start:stop].copy() for buffer in self._buffers)
+
+    def load(self, slot: int, blocks: Sequence[HostBlock]) -> None:
+        """Write blocks, one after the other, to the beginning of a slot."""
+        for index, buffer in enumerate(self._buffers):
+            at = 0
+            for block in blocks:
+                part = block[index]
+                buffer[slot, :, at : at + part.shape[1]] = part
+                at += part.shape[1]

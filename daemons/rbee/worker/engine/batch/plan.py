@@ -1,0 +1,128 @@
+"""Decides what one step does: which rows get a token, and how much of which prompts is read beside them. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MOST_TOKENS = 512
+"""Prompt tokens that one step reads at most: bounds the scores' memory and how long a step takes."""
+LEAST_TOKENS = 16
+"""Fewer tokens a step cost more in reading the weights than they gain."""
+READING_SHARE = 1.2
+"""Time that reading may take in a step, in decoding steps, where as many rows decode as wait to be read."""
+MOST_SHARE = 8.0
+SMOOTHING = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class RowView:
+    """A running row: tokens in its cache, tokens yet to be computed (at least 1), and whether it is held back."""
+
+    key: int
+    cached: int
+    pending: int
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The next ``count`` tokens of a row's prompt."""
+
+    key: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Rows that get one token each, and parts of prompts to read."""
+
+    decode: tuple[int, ...]
+    read: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long work takes here, in seconds, smoothed: a decoding step, and a prompt's token. 0 is not known yet."""
+
+    decode_s: float = 0.0
+    token_s: float = 0.0
+
+    def decoded(self, seconds: float) -> "Pace":
+        """The pace after a decoding step of ``seconds``."""
+        return Pace(_smooth(self.decode_s, seconds), self.token_s)
+
+    def read(self, tokens: int, seconds: float) -> "Pace":
+        """The pace after ``tokens`` of prompts were read in ``seconds``; a few tell nothing, they cost what many do."""
+        if tokens < LEAST_TOKENS:
+            return self
+        return Pace(self.decode_s, _smooth(self.token_s, seconds / tokens))
+
+
+def _smooth(before: float, now: float) -> float:
+    return now if before == 0 else before + SMOOTHING * (now - before)
+
+
+def is_decoding(row: RowView) -> bool:
+    """Whether the row needs one token's computation and then chooses."""
+    return row.pending == 1 and row.cached > 0
+
+
+def reading_budget(decoding: int, reading: int, pace: Pace, most: int = MOST_TOKENS) -> int:
+    """Prompt tokens that this step may read.
+
+    The time is shared by who waits: the more rows are read for each that decodes, the longer those that decode may be
+    held up. With nobody decoding there is nobody to hold up.
+    """
+    if decoding == 0 or pace.token_s == 0 or pace.decode_s == 0:
+        return most
+    share = READING_SHARE * min(MOST_SHARE, max(1.0, reading / decoding))
+    return max(LEAST_TOKENS, min(most, int(share * pace.decode_s / pace.token_s)))
+
+
+def plan_step(rows: Sequence[RowView], pace: Pace, *, most: int = MOST_TOKENS, whole: bool = False) -> StepPlan:
+    """What to do next with ``rows``, oldest first.
+
+    The oldest prompt gets half of the budget, so that short ones cannot starve it; the rest goes to the shortest. With
+    ``whole`` a prompt is read in one piece, one a step, whatever its length: for models whose results depend on how it
+    is cut.
+    """
+    ready = [row for row in rows if not row.held]
+    decode = tuple(row.key for row in ready if is_decoding(row))
+    waiting = [row for row in ready if not is_decoding(row)]
+    if whole:
+        return StepPlan(decode, tuple(Part(row.key, row.pending) for row in waiting[:1]))
+    budget = reading_budget(len(decode), len(waiting), pace, most)
+    return StepPlan(decode, _share(waiting, budget))
+
+
+def _share(waiting: Sequence[RowView], budget: int) -> tuple[Part, ...]:
+    if not waiting:
+        return ()
+    oldest, left = waiting[0], budget
+    counts = {oldest.key: min(oldest.pending, max(1, budget // 2))}
+    left -= counts[oldest.key]
+    for row in sorted(waiting[1:], key=lambda each: each.pending):
+        if left <= 0:
+            break
+        counts[row.key] = min(row.pending, left)
+        left -= counts[row.key]
+    if left > 0:
+        counts[oldest.key] = min(oldest.pending, counts[oldest.key] + left)
+    return tuple(Part(row.key, counts[row.key]) for row in waiting if row.key in counts)
+
+
+def contiguous_runs(slots: Sequence[int], counts: Sequence[int], most_waste: float = 0.25) -> list[range]:
+    """Cut first chunks in ascending ``slots`` into ranges of indices that are read together.
+
+    Slots of a range follow one another, and padding to its longest count wastes at most ``most_waste`` of the whole.
+    """
+    runs: list[range] = []
+    start = 0
+    for index in range(1, len(slots) + 1):
+        together = counts[start : index + 1]
+        if index < len(slots) and slots[index] == slots[index - 1] + 1:
+            padded = max(together) * len(together)
+            if padded - sum(together) <= most_waste * padded:
+                continue
+        runs.append(range(start, index))
+        start = index
+    return runs

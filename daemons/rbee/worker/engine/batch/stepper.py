@@ -1,0 +1,175 @@
+"""Steps a batch: admits rows, plans, runs the decoder, chooses tokens, and says what came of it. No thread, no loop."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from rbee.wire.errors import InferenceError, RbeeError
+from rbee.worker.engine.batch.decoders import BatchDecoder, Chunk, Token
+from rbee.worker.engine.batch.plan import Pace, Part, plan_step
+from rbee.worker.engine.batch.prefix import PrefixCache
+from rbee.worker.engine.batch.reuse import PrefixReuse
+from rbee.worker.engine.batch.row import Row
+from rbee.worker.engine.sampling import BatchSampler, Choice, Scores
+from rbee.worker.engine.sessions import RunOptions
+
+Outcome: TypeAlias = Choice | RbeeError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Rows that run at once, and bytes that their keys and values may take (None: no bound)."""
+
+    rows: int
+    kv_bytes: int | None = None
+
+
+class Stepper:
+    """Owns the decoder, the sampler, the prefix cache, and the rows that wait and run. Belongs to one thread."""
+
+    def __init__(
+        self,
+        decoder: BatchDecoder[Any],
+        sampler: BatchSampler,
+        prefixes: PrefixCache[Any],
+        limits: Limits,
+        options: RunOptions,
+        clock: Callable[[], float],
+    ) -> None:
+        self._decoder = decoder
+        self._sampler = sampler
+        self._reuse = PrefixReuse(decoder, prefixes)
+        self._limits = limits
+        self._options = options
+        self._clock = clock
+        self._waiting: list[Row] = []
+        self._running: dict[int, Row] = {}
+        self._pace = Pace()
+        self._came: list[tuple[Row, Outcome]] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows, running ones first."""
+        return [*self._running.values(), *self._waiting]
+
+    def submit(self, row: Row) -> None:
+        """A row waits to begin."""
+        self._waiting.append(row)
+
+    def drop(self, row: Row) -> None:
+        """A row is over, if it is not already."""
+        if row in self._waiting:
+            self._waiting.remove(row)
+        self._sampler.remove(row.key)
+        if self._running.pop(row.key, None) is not None:
+            self._decoder.close(row.key)
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        running = self._running.values()
+        admits = bool(self._waiting) and self._fits([*running, self._waiting[0]])
+        return admits or any(not row.held() for row in running)
+
+    def step(self) -> list[tuple[Row, Outcome]]:
+        """Make one step: the tokens that were chosen, and the rows that failed with their error."""
+        self._admit()
+        rows = list(self._running.values())
+        views = [row.view(deferred=self._reuse.waits(row, rows[:at])) for at, row in enumerate(rows)]
+        plan = plan_step(views, self._pace, most=self._decoder.most_tokens, whole=self._decoder.whole_prompts)
+        self._make_room()
+        self._decode([self._running[key] for key in plan.decode if key in self._running])
+        self._read([part for part in plan.read if part.key in self._running])
+        came, self._came = self._came, []
+        return came
+
+    def _admit(self) -> None:
+        """Begin rows in the order they came, while slots and memory last; the short ones first within one step."""
+        admitted: list[Row] = []
+        while self._waiting and self._fits([*self._running.values(), *admitted, self._waiting[0]]):
+            admitted.append(self._waiting.pop(0))
+        for row in sorted(admitted, key=lambda each: len(each.tokens)):
+            if row.chosen == 0:
+                self._sampler.add(row.key, row.request.sampling, row.request.prompt)
+            self._decoder.open(row.key)
+            self._reuse.begin(row)
+            self._running[row.key] = row
+
+    def _fits(self, rows: Sequence[Row]) -> bool:
+        if len(rows) == 1:
+            return True  # the context is bounded so that one text always may run
+        if len(rows) > self._limits.rows:
+            return False
+        longest = max(len(row.tokens) for row in rows)
+        return self._limits.kv_bytes is None or self._decoder.size(len(rows), longest) <= self._limits.kv_bytes
+
+    def _make_room(self) -> None:
+        """Where the memory is full the youngest rows wait, and are read anew later: nobody fails for it."""
+        while len(self._running) > 1 and not self._fits(list(self._running.values())):
+            row = self._running.popitem()[1]
+            self._decoder.close(row.key)
+            row.cached = 0
+            self._waiting.insert(0, row)
+
+    def _decode(self, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
+        began = self._clock()
+        self._advance(rows, [1] * len(rows), self._run_tokens)
+        self._pace = self._pace.decoded(self._clock() - began)
+
+    def _read(self, parts: Sequence[Part]) -> None:
+        if not parts:
+            return
+        rows = [self._running[part.key] for part in parts]
+        for row in rows:
+            self._reuse.take(row)
+        counts = [min(part.count, row.pending) for part, row in zip(parts, rows, strict=True)]
+        began = self._clock()
+        self._advance(rows, counts, self._run_chunks)
+        self._pace = self._pace.read(sum(counts), self._clock() - began)
+
+    def _advance(
+        self, rows: Sequence[Row], counts: Sequence[int], run: Callable[[Sequence[Row], Sequence[int]], Scores]
+    ) -> None:
+        """Compute ``counts`` tokens of ``rows`` and choose for those that are complete.
+
+        Where a run of several fails each of its rows is run alone, so that only the one at fault ends with the error.
+        """
+        try:
+            scores = run(rows, counts)
+        except InferenceError as error:
+            if len(rows) == 1:
+                self._fail(rows[0], error)
+                return
+            for row, count in zip(rows, counts, strict=True):
+                self._advance([row], [count], run)
+            return
+        for row, count in zip(rows, counts, strict=True):
+            row.cached += count
+            self._reuse.keep(row)
+        ready = [at for at, row in enumerate(rows) if row.pending == 0]
+        self._choose([rows[at] for at in ready], scores if len(ready) == len(rows) else scores[ready])
+
+    def _run_tokens(self, rows: Sequence[Row], _: Sequence[int]) -> Scores:
+        return self._decoder.step([Token(row.key, row.cached, row.tokens[-1]) for row in rows], self._options)
+
+    def _run_chunks(self, rows: Sequence[Row], counts: Sequence[int]) -> Scores:
+        chunks = [
+            Chunk(row.key, row.cached, row.tokens[row.cached : row.cached + count])
+            for row, count in zip(rows, counts, strict=True)
+        ]
+        return self._decoder.read(chunks, self._options)
+
+    def _choose(self, rows: Sequence[Row], scores: Scores) -> None:
+        for row, outcome in zip(rows, self._sampler.choose([row.key for row in rows], scores), strict=True):
+            if not isinstance(outcome, Choice):
+                self._fail(row, outcome)
+                continue
+            self._came.append((row, outcome))
+            if row.accept(outcome):
+                self._reuse.finish(row)
+                self.drop(row)
+
+    def _fail(self, row: Row, error: RbeeError) -> None:
+        self._came.append((row, error))
+        self.drop(row)

@@ -1,0 +1,260 @@
+"""The batch's rows say what each of them says alone, whoever comes and goes beside them."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.unit.worker.batches import Small, tiny
+
+from rbee.wire.errors import InferenceError
+from rbee.worker.engine.batch.build import Batch
+from rbee.worker.engine.batch.decoders import Chunk, Token
+from rbee.worker.engine.batch.row import ChoiceStream, Row
+from rbee.worker.engine.decoder import run_options
+from rbee.worker.engine.generation import GenerateRequest
+from rbee.worker.engine.sampling import Choice, SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0)
+COMMON = tuple(int(token) for token in np.random.default_rng(3).integers(1, 256, 120))
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    return tiny(tmp_path_factory.mktemp("tiny"), "fp32")
+
+
+@pytest.fixture(scope="session")
+def growing(models: Path) -> Small:
+    return Small.load(models / "bee-talk", 0)
+
+
+@pytest.fixture(params=["shared", "growing"])
+def small(request: pytest.FixtureRequest) -> Small:
+    found: Small = request.getfixturevalue(request.param)
+    return found
+
+
+def a_row(prompt: tuple[int, ...], count: int, params: SamplingParams = GREEDY) -> Row:
+    return Row(GenerateRequest(prompt, count, params), ChoiceStream(lambda: None), list(prompt), frozenset())
+
+
+def read(row: Row) -> list[int]:
+    return row.tokens[len(row.request.prompt) :]
+
+
+def finish(batch: Batch, rows: list[Row], steps: int = 2000) -> None:
+    """Step until every row has all its tokens, each reader reading at once."""
+    for _ in range(steps):
+        if all(row.chosen >= row.request.max_tokens for row in rows):
+            return
+        for row, outcome in batch.stepper.step():
+            assert isinstance(outcome, Choice), outcome
+            row.stream.taken += 1
+    raise AssertionError("the batch does not come to an end")
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """After so many steps a text comes: how much of the common beginning, what of its own, how long it gets."""
+
+    after: int
+    common: int
+    own: tuple[int, ...]
+    tokens: int
+    cancelled_after: int | None
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return (*COMMON[: self.common], *self.own)
+
+
+arrivals = st.builds(
+    Arrival,
+    after=st.integers(0, 6),
+    common=st.sampled_from([0, 0, 10, 40, 64, 120]),
+    own=st.lists(st.integers(1, 255), min_size=1, max_size=40).map(tuple),
+    tokens=st.integers(1, 12),
+    cancelled_after=st.none() | st.integers(0, 8),
+)
+
+
+async def test_rows_that_come_and_go_say_what_they_say_alone(small: Small) -> None:
+    alone = cache(small.alone)
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        st.lists(arrivals, min_size=1, max_size=7), st.integers(1, 4), st.booleans(), st.sampled_from([None, 60, 300])
+    )
+    def holds(coming: list[Arrival], rows: int, prefixes: bool, memory_tokens: int | None) -> None:
+        limit = None if memory_tokens is None else small.batch().decoder.size(1, memory_tokens)
+        batch = small.batch(rows=rows, kv_bytes=limit, prefix_mb=int(prefixes))
+        texts = [(each, a_row(each.prompt, each.tokens)) for each in coming]
+        for step in range(9):
+            for each, row in texts:
+                if each.after == step:
+                    batch.stepper.submit(row)
+                if each.cancelled_after == step:
+                    batch.stepper.drop(row)
+            batch.stepper.step()
+        kept = [row for each, row in texts if each.cancelled_after is None or each.cancelled_after < each.after]
+        finish(batch, kept)
+        for row in kept:
+            assert read(row) == alone(row.request.prompt, row.request.max_tokens)
+        cut = [row for _, row in texts if row not in kept]
+        for row in cut:
+            assert read(row) == alone(row.request.prompt, row.request.max_tokens)[: row.chosen]
+        assert not batch.stepper.rows
+        assert not batch.stepper.has_work()
+
+    holds()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+async def test_other_precisions_decode_together_as_alone(tmp_path: Path, precision: str) -> None:
+    small = tiny(tmp_path, precision)
+    batch = small.batch(prefix_mb=0)
+    rows = [a_row(COMMON[start : start + length], 8) for start, length in ((0, 5), (7, 40), (20, 1))]
+    alone = []
+    for row in rows:
+        by_itself = a_row(row.request.prompt, 8)
+        other = small.batch(prefix_mb=0)
+        other.stepper.submit(by_itself)
+        finish(other, [by_itself])
+        alone.append(read(by_itself))
+        batch.stepper.submit(row)
+    finish(batch, rows)
+    assert [read(row) for row in rows] == alone
+
+
+async def test_a_seed_says_the_same_alone_and_among_others(small: Small) -> None:
+    def drawn(seed: int) -> Row:
+        return a_row(COMMON[:20], 10, SamplingParams(temperature=1.5, top_p=0.9, seed=seed))
+
+    lone = drawn(5)
+    batch = small.batch()
+    batch.stepper.submit(lone)
+    finish(batch, [lone])
+    among = [drawn(seed) for seed in (1, 5, 9)]
+    for row in among:
+        batch.stepper.submit(row)
+    finish(batch, among)
+    assert read(among[1]) == read(lone)
+    assert read(among[0]) != read(lone)
+
+
+async def test_a_known_beginning_is_not_read_again(small: Small) -> None:
+    batch = small.batch()
+    first, second = a_row((*COMMON, 3), 2), a_row((*COMMON, 4, 5), 2)
+    batch.stepper.submit(first)
+    finish(batch, [first])
+    batch.stepper.submit(second)
+    finish(batch, [second])
+    counts = batch.prefixes.counts
+    assert (counts.hits, counts.misses, counts.reused_tokens) == (1, 1, 96)
+    assert counts.held_bytes > 0
+    assert read(second) == small.alone((*COMMON, 4, 5), 2)
+
+
+async def test_twins_read_their_prompt_once(small: Small) -> None:
+    batch = small.batch()
+    twins = [a_row((*COMMON, 3), 3) for _ in range(4)]
+    for row in twins:
+        batch.stepper.submit(row)
+    finish(batch, twins)
+    assert batch.prefixes.counts.reused_tokens == 3 * 96
+    assert all(read(row) == small.alone((*COMMON, 3), 3) for row in twins)
+
+
+async def test_the_prefix_cache_stays_within_its_bytes(small: Small) -> None:
+    batch = small.batch(prefix_mb=1)
+    for start in range(1, 40):
+        row = a_row(tuple((start * 7 + at * start) % 255 + 1 for at in range(70)), 1)
+        batch.stepper.submit(row)
+        finish(batch, [row])
+    assert 0 < batch.prefixes.counts.held_bytes <= 1 << 20
+
+
+async def test_a_row_whose_reader_is_far_behind_waits_and_the_others_go_on(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rbee.worker.engine.batch.row.MOST_UNREAD", 12)
+    batch = small.batch()
+    slow, quick = a_row(COMMON[:8], 20), a_row(COMMON[:9], 20)
+    for row in (slow, quick):
+        batch.stepper.submit(row)
+    while quick.chosen < quick.request.max_tokens:
+        for row, _ in batch.stepper.step():
+            if row is quick:
+                row.stream.taken += 1
+    assert slow.chosen == 12
+    assert not batch.stepper.has_work()
+    slow.stream.taken += 6
+    assert batch.stepper.has_work()
+    slow.stream.taken = slow.chosen
+    finish(batch, [slow])
+    assert read(slow) == small.alone(COMMON[:8], slow.request.max_tokens)
+
+
+async def test_more_rows_than_slots_wait_their_turn(small: Small) -> None:
+    batch = small.batch(rows=2)
+    rows = [a_row(COMMON[start : start + 6], 5) for start in range(5)]
+    for row in rows:
+        batch.stepper.submit(row)
+    most = 0
+    while any(row.chosen < 5 for row in rows):
+        batch.stepper.step()
+        most = max(most, sum(row.cached > 0 and row.chosen < 5 for row in rows))
+    assert most == 2
+    assert [read(row) for row in rows] == [small.alone(row.request.prompt, 5) for row in rows]
+
+
+async def test_one_row_at_fault_fails_alone(shared: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = shared.batch()
+    rows = [a_row(COMMON[start : start + 6], 4) for start in range(3)]
+    step = batch.decoder.step
+
+    def refuses(tokens: list[Token], options: object) -> object:
+        if any(token.key == rows[1].key for token in tokens):
+            raise InferenceError("this row cannot be computed")
+        return step(tokens, options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(batch.decoder, "step", refuses)
+    for row in rows:
+        batch.stepper.submit(row)
+    failed = []
+    for _ in range(8):
+        failed += [row for row, outcome in batch.stepper.step() if isinstance(outcome, InferenceError)]
+    assert failed == [rows[1]]
+    assert [read(row) for row in (rows[0], rows[2])] == [shared.alone(row.request.prompt, 4) for row in rows[::2]]
+
+
+async def test_a_stream_hands_over_its_failure_after_what_came_before() -> None:
+    woken: list[bool] = []
+    stream = ChoiceStream(lambda: woken.append(True))
+    stream.put(Choice(5))
+    stream.fail(InferenceError("over"))
+    assert await stream.next() == Choice(5)
+    with pytest.raises(InferenceError, match="over"):
+        await stream.next()
+    assert not woken
+    stream.held = True
+    stream.put(Choice(6))
+    assert await stream.next() == Choice(6)
+    assert woken == [True]
+
+
+async def test_rows_move_into_free_slots(shared: Small) -> None:
+    decoder, options = shared.batch(rows=8).decoder, run_options()
+    texts = {key: COMMON[key : key + 4 + key] for key in range(6)}
+    for key in texts:
+        decoder.open(key)
+    decoder.read([Chunk(key, 0, tokens) for key, tokens in texts.items()], options)
+    for key in (0, 2, 4):
+        decoder.close(key)
+    kept = {key: texts[key] for key in (1, 3, 5)}
+    scores = decoder.step([Token(key, len(tokens), 9) for key, tokens in kept.items()], options)
+    assert [int(row.argmax()) for row in scores] == [shared.alone((*tokens, 9), 1)[0] for tokens in kept.values()]
