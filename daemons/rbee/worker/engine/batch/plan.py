@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 MOST_TOKENS = 512
 """Prompt tokens that one step reads at most: bounds the scores' memory and how long a step takes."""
-LEAST_TOKENS = 16
+LEAST_TOKENS = 4
 """Fewer tokens a step cost more in reading the weights than they gain."""
-READING_SHARE = 1.2
+UNKNOWN_TOKENS = 16
+"""What is read beside decoding rows before it is known how long that takes."""
+READING_SHARE = 1.0
 """Time that reading may take in a step, in decoding steps, where as many rows decode as wait to be read."""
 MOST_SHARE = 8.0
 SMOOTHING = 0.2
@@ -72,8 +74,10 @@ def reading_budget(decoding: int, reading: int, pace: Pace, most: int = MOST_TOK
     The time is shared by who waits: the more rows are read for each that decodes, the longer those that decode may be
     held up. With nobody decoding there is nobody to hold up.
     """
-    if decoding == 0 or pace.token_s == 0 or pace.decode_s == 0:
+    if decoding == 0:
         return most
+    if pace.token_s == 0 or pace.decode_s == 0:
+        return min(UNKNOWN_TOKENS, most)
     share = READING_SHARE * min(MOST_SHARE, max(1.0, reading / decoding))
     return max(LEAST_TOKENS, min(most, int(share * pace.decode_s / pace.token_s)))
 
@@ -81,9 +85,9 @@ def reading_budget(decoding: int, reading: int, pace: Pace, most: int = MOST_TOK
 def plan_step(rows: Sequence[RowView], pace: Pace, *, most: int = MOST_TOKENS, whole: bool = False) -> StepPlan:
     """What to do next with ``rows``, oldest first.
 
-    The oldest prompt gets half of the budget, so that short ones cannot starve it; the rest goes to the shortest. With
-    ``whole`` a prompt is read in one piece, one a step, whatever its length: for models whose results depend on how it
-    is cut.
+    The oldest prompt comes first: the whole of it, or half of the budget where it is longer, so that long ones do not
+    hold up short ones, nor short ones starve it; then come the shortest. With ``whole`` a prompt is read in one piece,
+    one a step, whatever its length: for models whose results depend on how it is cut.
     """
     ready = [row for row in rows if not row.held]
     decode = tuple(row.key for row in ready if is_decoding(row))
@@ -95,18 +99,18 @@ def plan_step(rows: Sequence[RowView], pace: Pace, *, most: int = MOST_TOKENS, w
 
 
 def _share(waiting: Sequence[RowView], budget: int) -> tuple[Part, ...]:
+    """Whole prompts where they fit: cut ones are read one by one, whole ones together."""
     if not waiting:
         return ()
-    oldest, left = waiting[0], budget
-    counts = {oldest.key: min(oldest.pending, max(1, budget // 2))}
-    left -= counts[oldest.key]
-    for row in sorted(waiting[1:], key=lambda each: each.pending):
-        if left <= 0:
+    oldest, others = waiting[0], sorted(waiting[1:], key=lambda each: each.pending)
+    counts = {oldest.key: oldest.pending if oldest.pending <= budget else max(1, budget // 2)}
+    left = budget - counts[oldest.key]
+    for row in others:
+        if row.pending > left:
             break
-        counts[row.key] = min(row.pending, left)
-        left -= counts[row.key]
-    if left > 0:
-        counts[oldest.key] = min(oldest.pending, counts[oldest.key] + left)
+        counts[row.key] = row.pending
+        left -= row.pending
+    counts[oldest.key] = min(oldest.pending, counts[oldest.key] + left)
     return tuple(Part(row.key, counts[row.key]) for row in waiting if row.key in counts)
 
 
