@@ -144,7 +144,7 @@ FIGURES = (
     Figure("vs_genai_engine_staggered_32", "x", "32 clients, one by one", Target(">=", 1)),
     Figure("vs_genai_generators_8", "x", "8 clients, beside a genai Generator each, in threads", Target(">=", 1.5)),
     Figure("vs_bare_1", "x", "one client, beside a bare loop on the same session", Target(">=", 0.95)),
-    Figure("itl_p99_ratio_under_prefill", "x", "p99 between tokens while 2,000 are read, by the median", Target("<=", 3)),
+    Figure("itl_p99_ratio_under_prefill", "x", "p99 between tokens while 2,000 are read, by median", Target("<=", 3)),
     Figure("prefix_ttft_ratio", "x", "time to first token behind 1,000 known ones, by the first", Target("<=", 0.2)),
     Figure("rows_identical", "", "share of 32 rows that say together what each says alone", Target("=", 1)),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 
 from rbee.wire.worker_spec import Backend
 from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder
@@ -176,4 +177,4 @@ async def main() -> None:
         print(json.dumps(await answer(measured, json.loads(line))), flush=True)
 
 
-asyncio.run(main())
+uvloop.run(main())
