@@ -248,6 +248,55 @@ def test_the_provider_that_really_starts_is_told_apart(node: Machine) -> None:
     assert told["providers"]["CUDAExecutionProvider"]["reason"]
 
 
+SOURCE = """
+mkdir -p /srv/web/tiny && cp -r /var/lib/rbee/models/tiny-tensor/. /srv/web/tiny && cd /srv/web/tiny &&
+find . -type f ! -name SHA256SUMS -exec sha256sum {} + > SHA256SUMS
+"""
+
+
+def download(node: Machine, reference: str) -> Row:
+    """Have the hive fetch a model; how it ended."""
+    answer = node.http("POST", HIVE, "/v1/models/download", json_body={"reference": reference})
+    assert answer.status in (200, 202), answer.body
+    model = json.loads(answer.body)["model"]
+    shown: Row = {}
+
+    def over() -> bool:
+        shown.update(json.loads(node.http("GET", HIVE, f"/v1/models/download/progress?model={model}").body))
+        return shown["stage"] in ("complete", "failed")
+
+    wait_until(over, f"{reference} has come or not", 60)
+    return shown
+
+
+def test_the_hive_fetches_models_within_its_sandbox_and_a_worker_serves_one(node: Machine) -> None:
+    node.run(["sh", "-c", SOURCE])
+    node.run(["systemd-run", "--unit=web", "python3", "-m", "http.server", "--directory", "/srv/web", "8099"])
+    asked = ["curl", "-sf", "http://127.0.0.1:8099/tiny/SHA256SUMS"]
+    wait_until(lambda: node.run(asked, check=False).returncode == 0, "the source answers", 20)
+    good = node.read("/etc/rbee/hive.yaml")
+    node.write("/etc/rbee/hive.yaml", good + "models: {hf_endpoint: 'http://127.0.0.1:8099'}\n")
+    node.systemctl("reload", "rbee-hive")
+    try:
+        # the hub's client runs as a child of the hive, under the same sandbox
+        assert download(node, "hf:org/none")["error"]["code"] == "MODEL_SOURCE_NOT_FOUND"
+        reference = "http://127.0.0.1:8099/tiny/"
+        order = {"worker_id": "fetched", "model_ref": reference}
+        assert node.http("POST", HIVE, "/v1/workers/spawn", json_body=order).status == 202
+        row = until(node, "fetched", "idle", limit=60)
+        assert (row["model"], row["model_ref"]) == ("tiny", reference)
+        kept = download(node, reference)["local_path"]
+        assert node.run(["stat", "-c", "%U %a", kept]).stdout.split() == ["rbee-hive", "755"]
+        node.systemctl("stop", "rbee-worker@fetched")
+        node.systemctl("start", "rbee-worker@fetched")  # as an operator does, without the hive
+        until(node, "fetched", "idle", limit=60)
+    finally:
+        node.http("DELETE", HIVE, "/v1/workers/fetched?forget=true")
+        node.write("/etc/rbee/hive.yaml", good)
+        node.systemctl("reload", "rbee-hive")
+        node.systemctl("stop", "web")
+
+
 def test_a_reload_keeps_the_old_configuration_where_the_new_one_is_wrong(node: Machine) -> None:
     good = node.read("/etc/rbee/hive.yaml")
     node.write("/etc/rbee/hive.yaml", good + "idle_limit_s: soon\n")
