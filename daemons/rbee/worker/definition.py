@@ -86,7 +86,7 @@ def load_definition(worker_id: str, paths: Paths, defaults: WorkerDefaults) -> D
         raise ConfigError(f"{locate(path, 'ports')}: ports: first is above last; swap them")
     roots = [Path(root) for root in defaults.model_roots] or [paths.models]
     try:
-        folder = resolve_folder(_folder_of(spec.model, roots), roots)
+        folder = _model_folder(spec.model, roots, paths.models)
         model = spec.name or names.model_name(model_name_of(spec.model))
     except ConfigError as error:
         raise ConfigError(f"{locate(path, 'model')}: {error.message}") from None
@@ -97,18 +97,18 @@ def load_definition(worker_id: str, paths: Paths, defaults: WorkerDefaults) -> D
     return Definition(worker_id, spec, defaults, paths, folder, model, source)
 
 
-def _folder_of(model: str, roots: Sequence[Path]) -> str:
-    """The folder that a definition's ``model`` stands for: itself, or where the hive keeps what was fetched."""
+def _model_folder(model: str, roots: Sequence[Path], kept: Path) -> Path:
+    """The folder that a definition's ``model`` stands for: under a root, or where the hive keeps what it fetched."""
     try:
         reference = of_definition(model)
     except InvalidModelReference as error:
         raise ConfigError(f"model: {error.message}; or name the model's folder by its absolute path") from None
     if reference is None:
-        return model
-    folder = next(filter(None, (kept_folder(reference, root) for root in roots)), None)
+        return resolve_folder(model, roots)
+    folder = kept_folder(reference, kept)
     if folder is None:
         raise ConfigError(
             "model: it is not on this machine: fetch it with 'rbee model pull REFERENCE', or start the worker with "
             "'rbee worker start', which fetches it first"
         )
-    return str(folder)
+    return resolve_folder(str(folder), [kept])

@@ -49,6 +49,8 @@ class ModelSource:
     pace_s: float = 0.0
     """Seconds between two chunks of 64 KiB."""
     ranges: bool = True
+    elsewhere: str = ""
+    """Another source's URL that files of repositories are redirected to, as a hub does with large files."""
     sizes_hidden: bool = False
     """Answers carry no length, as of a server that makes them on the fly."""
     seen: list[Seen] = field(default_factory=list)
@@ -136,7 +138,12 @@ class ModelSource:
     async def _resolve(self, request: web.Request) -> web.StreamResponse:
         self._note(request)
         repo = request.match_info["repo"]
-        return self._refused(request, repo) or await self._serve(request, self.folders[repo])
+        refused = self._refused(request, repo)
+        if refused is not None:
+            return refused
+        if self.elsewhere:
+            return web.Response(status=302, headers={"Location": self.elsewhere + request.path})
+        return await self._serve(request, self.folders[repo])
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         self._note(request)

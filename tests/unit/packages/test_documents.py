@@ -16,6 +16,7 @@ import rbee.queen.main
 import rbee.worker.main
 from rbee.hive.config import HiveConfig
 from rbee.hive.metrics import HiveMetrics
+from rbee.hive.models.metrics import ModelMetrics
 from rbee.host.config import load_config
 from rbee.keeper.main import COMMANDS, cli
 from rbee.keeper.settings import KeeperConfig
@@ -130,7 +131,10 @@ def test_an_example_of_a_worker_is_valid(path: Path) -> None:
 @pytest.fixture(scope="module")
 def metrics() -> set[str]:
     """Every name that a scrape of queen, hive or worker can show."""
-    registries = [QueenMetrics().registry, HiveMetrics(CollectorRegistry()).registry, WorkerMetrics().registry]
+    hive = CollectorRegistry()
+    HiveMetrics(hive)
+    ModelMetrics(hive)
+    registries = [QueenMetrics().registry, hive, WorkerMetrics().registry]
     found = {"queen_rbee_workers", "queen_rbee_hives"}
     for family in (family for registry in registries for family in registry.collect()):
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))

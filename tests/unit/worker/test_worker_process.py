@@ -69,6 +69,8 @@ async def test_loading_that_stalls_ends_with_its_reason(tmp_path: Path, models: 
         ({"colour": "red"}, "colour"),
         ({"model": "/etc"}, "w.yaml:1: model: the folder lies outside the model roots"),
         ({"model": "models/x"}, "expected an absolute path"),
+        ({"model": "hf:org/none"}, "w.yaml:1: model: it is not on this machine: fetch it with 'rbee model pull"),
+        ({"model": "hf:none"}, "w.yaml:1: model: the model reference has none of the accepted forms"),
         ({"ports": {"first": 80}}, "ports.first"),
     ],
 )

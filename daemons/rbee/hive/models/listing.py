@@ -23,7 +23,6 @@ OTHER_FORMATS = (
 """Weights that ONNX Runtime does not read: they are left at the source."""
 NOT_NEEDED = (".git*", "*/.git*", "*.md", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.mp4", "*.pdf", "*.py", "*.ipynb")
 _SUMS_LINE = re.compile(r"(?P<hex>[0-9a-fA-F]{64}) [ *](?P<path>.+)")
-_UNSAFE = re.compile(r"[\\\x00-\x1f\x7f]")
 _LONGEST_PATH = 1024
 
 
@@ -62,7 +61,7 @@ class Listing:
 def safe_path(path: str) -> str:
     """Return ``path`` if it stays in its folder; raises DownloadFailed for one that is absolute or leads outside."""
     parts = path.split("/")
-    bad = not path or len(path) > _LONGEST_PATH or _UNSAFE.search(path) or {"", ".", ".."} & set(parts)
+    bad = len(path) > _LONGEST_PATH or "\\" in path or not path.isprintable() or {"", ".", ".."} & set(parts)
     if bad or parts[-1].startswith(MANIFEST):
         raise DownloadFailed(
             "the source names a file that would lie outside the model's folder: nothing of it is kept; "

@@ -55,7 +55,9 @@ def list_(ask_hive: bool, node: str | None, as_json: bool) -> None:
 
 @command.command("spawn")
 @click.argument("worker_id")
-@click.option("--model", "model_ref", help="Model reference: hf:org/repo or file:///folder.")
+@click.option(
+    "--model", "model_ref", help="hf:org/repo, https://host/folder/ or file:///folder; fetched where it is not there."
+)
 @click.option("--name", help="What clients call the model.")
 @click.option("--task", type=click.Choice([task.value for task in Task]), default="auto", show_default=True)
 @click.option("--backend", default="cpu", show_default=True, help="cpu or cuda.")

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.behaviour.support.model_source import Fault, ModelSource
 from tests.unit.hive.models.conftest import Bench
 
+from rbee.hive.config import Tokens
 from rbee.hive.models.download import Download
 from rbee.wire.errors import (
     DownloadFailed,
@@ -101,6 +103,28 @@ async def test_a_token_goes_to_the_hub_and_a_gated_model_without_it_says_what_to
         patch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
         await bench.pull("hf:org/closed")
     assert all(seen.authorization == "Bearer hf_secret_token" for seen in source.requests("model.onnx"))
+
+
+async def test_a_redirect_to_another_host_gets_no_token(
+    bench_of: Callable[..., Any], source: ModelSource, tmp_path: Path
+) -> None:
+    source.repository("org/closed", FILES)
+    source.gated["org/closed"] = "hf_secret_token"
+    store = ModelSource().start()
+    try:
+        store.repository("org/closed", FILES)
+        source.elsewhere = store.url
+        (tmp_path / "etc").mkdir()
+        (tmp_path / "etc/hf_token").write_text("hf_secret_token")
+        (tmp_path / "etc/hf_token").chmod(0o600)
+        bench: Bench = await bench_of()
+        bench.store.use(msgspec.structs.replace(bench.config, tokens=Tokens(hf_token="hf_token")))
+        row = await bench.pull("hf:org/closed")
+        assert written(bench, row.id) == FILES
+        assert {seen.authorization for seen in store.seen} == {None}
+        assert {seen.authorization for seen in source.seen} == {"Bearer hf_secret_token"}
+    finally:
+        store.close()
 
 
 @pytest.mark.parametrize("reference", ["hf:org/none", "hf:org/tiny@other"])
@@ -321,7 +345,9 @@ async def test_an_archive_that_leads_outside_is_refused(bench: Bench, source: Mo
     assert not list(bench.models.rglob("evil"))
 
 
-@pytest.mark.parametrize("path", ["../evil", "/evil", "a/../../evil", "a//b", "a\\b", ".rbee-model.json"])
+@pytest.mark.parametrize(
+    "path", ["../evil", "/evil", "a/../../evil", "a//b", "a\\b", "a\x1b[31m", "a\x9bb", ".rbee-model.json"]
+)
 async def test_a_list_that_leads_outside_is_refused(bench: Bench, source: ModelSource, path: str) -> None:
     source.folders["bad"] = {"SHA256SUMS": f"{'0' * 64}  {path}\n".encode()}
     with pytest.raises(DownloadFailed, match="outside"):
