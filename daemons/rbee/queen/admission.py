@@ -106,7 +106,7 @@ class Admission:
         if lease is None:
             self.clients.leave(want.client)
             return None
-        self._metrics.queue.labels(want.priority.value).observe(0.0)
+        self._metrics.waited(want.priority, 0.0)
         return lease
 
     async def acquire(self, want: Want) -> Lease:
@@ -128,7 +128,7 @@ class Admission:
         finally:
             if lease is None:
                 self.clients.leave(want.client)
-            self._metrics.queue.labels(want.priority.value).observe(time.monotonic() - began)
+            self._metrics.waited(want.priority, time.monotonic() - began)
         return lease
 
     def _enter_client(self, want: Want, now: float) -> None:
@@ -309,6 +309,7 @@ class Admission:
             deadline = waiter.want.deadline
             if deadline is not None and deadline.remaining(time.time()) <= 0.0:
                 waiter.refuse(deadline.passed_error())  # its worker's time would be wasted
+                self._metrics.shed(Shed.DEADLINE)
             elif not waiter.granted.done():
                 lease = self._lease(waiter.want, waiter.began, waited=True)
                 if lease is None:

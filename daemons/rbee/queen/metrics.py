@@ -72,7 +72,7 @@ class QueenMetrics:
             "queen_rbee_errors_total", "Inference requests that ended with an error, by code", ("code",),
             registry=registry,
         )  # fmt: skip
-        self.queue = Histogram(
+        queue = Histogram(
             "queen_rbee_queue_seconds",
             "Time that a request waited for a worker",
             ("priority",),
@@ -93,7 +93,7 @@ class QueenMetrics:
             buckets=ROUTE_BUCKETS,
             registry=registry,
         )
-        self._placements = Counter(
+        placements = Counter(
             "queen_rbee_placements_total", "Requests given to a worker, by why it was that one", ("reason",),
             registry=registry,
         )  # fmt: skip
@@ -119,6 +119,9 @@ class QueenMetrics:
         )  # fmt: skip
         for shed in Shed:
             self._shed.labels(shed.value)
+        # found once: a look-up by label costs as much as the count itself
+        self._queue = {priority: queue.labels(priority.value) for priority in Priority}
+        self._placed = {reason: placements.labels(reason.value) for reason in Reason}
         self.heartbeats = Counter("queen_rbee_heartbeats_total", "Heartbeats received", registry=registry)
         self.events_dropped = Counter(
             "queen_rbee_event_listeners_dropped_total", "Event listeners let go because they did not keep up",
@@ -131,7 +134,11 @@ class QueenMetrics:
 
     def placed(self, reason: Reason) -> None:
         """Count a request that was given to a worker."""
-        self._placements.labels(reason.value).inc()
+        self._placed[reason].inc()
+
+    def waited(self, priority: Priority, seconds: float) -> None:
+        """Time the wait of a request, whatever came of it."""
+        self._queue[priority].observe(seconds)
 
     def note_waiting(self, model: str, waiters: FairQueue[Waiter], *, known: bool) -> None:
         """Say how many wait for a model; a name that no worker has is no label."""

@@ -14,8 +14,9 @@ _SPARE = 64
 class Pool(Generic[C]):
     """Candidates by key, and a heap of those that are free.
 
-    ``slots`` counts those of candidates that take requests. Whoever changes a candidate says so (:meth:`touch`). An
-    entry of the heap that a later one replaced stays until it comes up or the heap has grown to four times what counts.
+    ``slots`` counts those of candidates that take requests, ``turn`` is the latest of all turns. Whoever changes a
+    candidate says so (:meth:`touch`). An entry of the heap that a later one replaced stays until it comes up, or the
+    heap has grown to four times what counts.
     """
 
     def __init__(self) -> None:
@@ -25,6 +26,7 @@ class Pool(Generic[C]):
         self._turns = itertools.count()
         self._room: dict[Key, int] = {}
         self.slots = 0
+        self.turn = 0.0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -49,6 +51,7 @@ class Pool(Generic[C]):
         key = worker.key
         if self._rows.get(key) is not worker:
             return
+        self.turn = max(self.turn, worker.turn)
         room = worker.slots if routable(worker) else 0
         known = self._room.get(key, 0)
         if room != known:

@@ -337,8 +337,9 @@ class Registry:
 
     def _join(self, worker: Worker) -> None:
         """One that is new, or back, takes its turn beside the others: it owes no work for the time it was away."""
-        others = (self.pool(name).least() for name in worker.names())
-        worker.turn = max((one.turn for one in others if one is not None and one is not worker), default=worker.turn)
+        for pool in map(self.pool, worker.names()):
+            least = pool.least()
+            worker.turn = max(worker.turn, pool.turn if least is None or least is worker else least.turn)
 
     @staticmethod
     def _note_loading(worker: Worker) -> None:

@@ -22,6 +22,8 @@ from rbee.keeper.main import COMMANDS, cli
 from rbee.keeper.settings import KeeperConfig
 from rbee.queen.config import QueenConfig
 from rbee.queen.metrics import QueenMetrics
+from rbee.queen.registry import Registry
+from rbee.queen.rows import SilenceLimits
 from rbee.wire.worker_spec import WorkerSpec
 from rbee.worker.definition import WorkerDefaults
 from rbee.worker.metrics import WorkerMetrics
@@ -131,11 +133,13 @@ def test_an_example_of_a_worker_is_valid(path: Path) -> None:
 @pytest.fixture(scope="module")
 def metrics() -> set[str]:
     """Every name that a scrape of queen, hive or worker can show."""
+    queen = QueenMetrics()
+    queen.watch(Registry(SilenceLimits()))
     hive = CollectorRegistry()
     HiveMetrics(hive)
     ModelMetrics(hive)
-    registries = [QueenMetrics().registry, hive, WorkerMetrics().registry]
-    found = {"queen_rbee_workers", "queen_rbee_hives"}
+    registries = [queen.registry, hive, WorkerMetrics().registry]
+    found = set()
     for family in (family for registry in registries for family in registry.collect()):
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
         found |= {family.name + suffix for suffix in suffixes}
