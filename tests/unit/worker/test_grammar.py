@@ -91,6 +91,21 @@ def test_any_scores_give_what_the_regular_expression_matches(
     assert re.fullmatch(pattern, written(compiler, tokenizer, spec, seed))
 
 
+@pytest.mark.filterwarnings("error")
+def test_scores_at_the_edge_of_what_can_be_said_keep_to_the_grammar(
+    compiler: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
+    compiled = compiler.compile(GrammarSpec(GrammarKind.REGEX, "[ab]{3}"))
+    scores = np.full((1, tokenizer.get_vocab_size()), np.finfo(np.float32).min, np.float32)
+    scores[0, tokenizer.token_to_id("c")] = 1e30
+    scores[0, tokenizer.token_to_id("b")] = 0.0
+    for temperature in (0.0, 1e-9, 10.0):
+        sampler = BatchSampler(frozenset({0}))
+        sampler.add(0, SamplingParams(temperature=temperature, grammar=compiled, seed=1), ())
+        for _ in range(3):
+            assert sampler.choose([0], scores) == [Choice(tokenizer.token_to_id("b"))]
+
+
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [

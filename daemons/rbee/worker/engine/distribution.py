@@ -80,7 +80,8 @@ def log_total(scores: Scores, best: float) -> float:
 def _weights(scores: Scores, best: float, cut: Cut) -> Weights:
     """Probabilities relative to the best token's: at most 1, and 0 for what is left out."""
     weights = scores - np.float32(best)
-    weights *= np.float32(1.0 / max(cut.temperature, LEAST_TEMPERATURE))
+    with np.errstate(over="ignore"):  # far below the best is as good as nothing
+        weights *= np.float32(1.0 / max(cut.temperature, LEAST_TEMPERATURE))
     np.exp(weights, out=weights)
     if cut.min_p > 0.0:
         weights *= weights >= np.float32(cut.min_p)
