@@ -5,13 +5,25 @@ import sys
 from http.client import HTTPException
 from subprocess import SubprocessError
 
-from tests.bench import embed, failover, footprint, generate, overload, place, readiness, report, scale, tensor
+from tests.bench import (
+    embed,
+    failover,
+    footprint,
+    generate,
+    overload,
+    place,
+    readiness,
+    report,
+    sampling,
+    scale,
+    tensor,
+)
 from tests.bench.router import bench as router
 from tests.machines.testbed import TestbedError
 
 _ALL = (
-    readiness.BENCH, footprint.BENCH, generate.BENCH, embed.BENCH, tensor.BENCH, router.BENCH, failover.BENCH,
-    overload.BENCH, scale.BENCH,
+    readiness.BENCH, footprint.BENCH, generate.BENCH, sampling.BENCH, embed.BENCH, tensor.BENCH, router.BENCH,
+    failover.BENCH, overload.BENCH, scale.BENCH,
 )  # fmt: skip
 BENCHES = {bench.name: bench for bench in _ALL}
 
