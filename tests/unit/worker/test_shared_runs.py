@@ -79,6 +79,14 @@ async def test_a_lone_request_starts_at_once_and_those_that_come_meanwhile_share
     assert await ask(runs, 6) == [12]
 
 
+async def test_those_that_come_in_one_turn_of_the_loop_share_the_first_run(runner: Runner) -> None:
+    model = Model()
+    model.go.release(1)
+    runs = SharedRuns(runner, model.run, everything)
+    assert await asyncio.gather(*await line_up(runs, [1], [2], [3])) == [[2], [4], [6]]
+    assert model.runs == [[1, 2, 3]]
+
+
 async def test_a_failure_is_its_own_requests_alone(runner: Runner) -> None:
     model = Model()
     model.go.release(10)
@@ -94,8 +102,9 @@ async def test_a_failure_is_its_own_requests_alone(runner: Runner) -> None:
 async def test_a_cancelled_requests_rows_are_not_run(runner: Runner) -> None:
     model = Model()
     runs = SharedRuns(runner, model.run, everything)
-    first, leaver, stayer = await line_up(runs, [1], [2], [3])
+    (first,) = await line_up(runs, [1])
     await model.begun()
+    leaver, stayer = await line_up(runs, [2], [3])
     leaver.cancel()
     await asyncio.gather(leaver, return_exceptions=True)
     model.go.release(2)

@@ -59,6 +59,7 @@ class SharedRuns(Generic[Row, Result]):
         self._line: list[_Job[Row, Result]] = []
         self._step: asyncio.Task[Sequence[Result]] | None = None
         self._batch: _Batch[Row, Result] | None = None
+        self._soon: asyncio.Handle | None = None
 
     async def results(self, rows: Sequence[Row]) -> list[Result]:
         """A result for each of ``rows`` (at least one), in their order; raises what the run of one of them raised.
@@ -67,8 +68,9 @@ class SharedRuns(Generic[Row, Result]):
         """
         job: _Job[Row, Result] = _Job(rows, asyncio.get_running_loop().create_future(), list(range(len(rows))))
         self._line.append(job)
-        if self._step is None:
-            self._start()
+        if self._step is None and self._soon is None:
+            # at the end of this turn of the loop: those that came with it share the run
+            self._soon = asyncio.get_running_loop().call_soon(self._start)
         try:
             await job.done
         except asyncio.CancelledError:
@@ -77,6 +79,7 @@ class SharedRuns(Generic[Row, Result]):
         return [job.results[index] for index in range(len(rows))]
 
     def _start(self) -> None:
+        self._soon = None
         if not self._line:
             return
         self._batch = batch = self._next_batch()

@@ -66,9 +66,9 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview)
         raise invalid(name, f"the binary data has {len(raw)} bytes and the shape asks for {count * dtype.itemsize}")
     if dtype.kind == "b" and len(raw) and np.frombuffer(raw, np.uint8).max() > 1:
         raise invalid(name, "the data is not BOOL")
-    values = np.frombuffer(raw, dtype.newbyteorder("<")).reshape(tuple(shape))
+    values = np.frombuffer(raw, dtype.newbyteorder("<")).reshape(tuple(shape)).astype(dtype, copy=False)
     # the JSON before it has any length; the runtime's kernels may count on aligned elements
-    return np.require(values, dtype, "A")
+    return values if values.flags.aligned else values.copy()
 
 
 def _texts(name: str, count: int, raw: memoryview) -> Array:
