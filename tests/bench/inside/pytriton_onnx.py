@@ -37,7 +37,7 @@ def main() -> None:
     with Triton(config=config) as triton:
         triton.bind(
             name, infer, tensors(session.get_inputs()), tensors(session.get_outputs()),
-            config=ModelConfig(max_batch_size=64),
+            config=ModelConfig(max_batch_size=256),
         )  # fmt: skip
         triton.serve()
 
