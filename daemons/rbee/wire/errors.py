@@ -333,6 +333,13 @@ class GrammarFailed(InferenceError):
     openai_type = "invalid_request_error"
 
 
+class DeviceBroken(RbeeError):
+    """The device failed in a way that ends the worker; systemd starts a new one."""
+
+    code = "DEVICE_BROKEN"
+    status = 503
+
+
 class InferenceCancelled(RbeeError):
     """The request was cancelled by its client, by DELETE, or by the end of a drain."""
 

@@ -50,11 +50,12 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     once. ``threads`` 0 means the cores this process may use. Durations are in seconds; ``idle_limit_s`` 0 means
     never stop for idleness, null means the hive's default. ``load_stall_s``: loading with no progress for this
     long ends the start. ``tool_format`` is how the model writes tool calls; without it the chat template tells.
-    ``gpu_mem_limit_mb`` bounds the CUDA arena. ``kv_cache_mb`` bounds the keys and values of the texts that run at
-    once (null: half of the memory that is free at the start, on CUDA half of gpu_mem_limit_mb); ``prefix_cache_mb``
-    those kept of prompts for the next ones, 0 keeps none. ``max_batch_tokens`` bounds the tokens, padding counted, of
-    one run of texts; null means what suits the device. ``max_batch`` is how many rows (first axis) of a tensor model's
-    requests may share a run; 1 means that each request runs by itself.
+    ``gpu_mem_limit_mb`` bounds the CUDA arena, ``use_tf32`` lets a GPU round single precision in matrix products.
+    ``kv_cache_mb`` bounds the keys and values of the texts that run at once (null: half of the memory that is free at
+    the start, on CUDA half of gpu_mem_limit_mb); ``prefix_cache_mb`` those kept of prompts for the next ones, 0 keeps
+    none. ``max_batch_tokens`` bounds the tokens, padding counted, of one run of texts; null means what suits the
+    device. ``max_batch`` is how many rows (first axis) of a tensor model's requests may share a run; 1 means that each
+    request runs by itself.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -73,6 +74,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     max_context: Annotated[int, Meta(ge=1)] | None = None
     tool_format: ToolFormat | None = None
     gpu_mem_limit_mb: Annotated[int, Meta(ge=64)] | None = None
+    use_tf32: bool = True
     kv_cache_mb: Annotated[int, Meta(ge=1)] | None = None
     prefix_cache_mb: Annotated[int, Meta(ge=0)] = 256
     max_batch_tokens: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None

@@ -91,7 +91,7 @@ class WorkerDaemon:
     async def wait(self) -> None:
         """End when the model cannot serve any more; raises why."""
         if self.service.loaded is not None:
-            await asyncio.wrap_future(self.service.loaded.model.failure)
+            await asyncio.wrap_future(self.service.loaded.model.runner.failure)
 
     async def reload(self) -> None:
         """Take another token and log level; raises ConfigError and keeps the old ones where the new are wrong."""

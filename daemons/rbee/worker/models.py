@@ -1,7 +1,6 @@
 """Makes the one model of this worker from its folder, on the device that its definition asks for."""
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +30,13 @@ SPARE_THREADS = 2
 class Model:
     """What serves requests, for one task, and the runner of its steps.
 
-    ``failure`` gets the error that the engine cannot go on after; ``close`` releases the threads, without waiting for a
+    ``close`` releases the threads, without waiting for a
     step that still runs; ``prefixes`` is what a text model's prefix cache counts.
     """
 
     task: Task
     served: "Embedder | Ranker | BatchGenerator | TensorModel"
     runner: Runner
-    failure: "Future[None]"
     close: Callable[[], None]
     prefixes: "PrefixCounts | None" = None
 
@@ -51,13 +49,12 @@ def build_runner(spec: WorkerSpec) -> Runner:
 def build_model(definition: Definition, folder: ModelFolder, facts: ModelFacts, runner: Runner, threads: int) -> Model:
     """Create the session and what serves its task; raises ConfigError, ProviderUnavailable. Blocking."""
     session = create_session(folder.model_file, device_spec(definition, threads))
-    failure: Future[None] = Future()
     closing = ExitStack()
     closing.callback(runner.close)
     if facts.task is Task.GENERATE:
-        generator = _generator(definition, folder, facts, session, runner, failure)
+        generator = _generator(definition, folder, facts, session, runner, threads)
         closing.callback(generator.close)
-        return Model(facts.task, generator, runner, failure, closing.close, generator.prefixes)
+        return Model(facts.task, generator, runner, closing.close, generator.prefixes)
     served: Embedder | Ranker | TensorModel
     if facts.task in (Task.EMBED, Task.RANK):
         budget = budget_for(Backend(definition.spec.backend), threads, definition.spec.max_batch_tokens)
@@ -65,7 +62,7 @@ def build_model(definition: Definition, folder: ModelFolder, facts: ModelFacts, 
         served = make(folder, facts, session, runner, budget)
     else:
         served = TensorModel(session, folder.facts.graph, runner, definition.spec.max_batch)
-    return Model(facts.task, served, runner, failure, closing.close)
+    return Model(facts.task, served, runner, closing.close)
 
 
 def kv_bytes(spec: WorkerSpec) -> int | None:
@@ -86,6 +83,7 @@ def device_spec(definition: Definition, threads: int) -> DeviceSpec:
         spec.device,
         threads,
         spec.gpu_mem_limit_mb,
+        spec.use_tf32,
         Path(library_path) if library_path else None,
     )
 
@@ -115,12 +113,11 @@ def _generator(
     facts: ModelFacts,
     session: Session,
     runner: Runner,
-    failure: "Future[None]",
+    threads: int,
 ) -> "BatchGenerator":
     from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder, context_within
-    from rbee.worker.engine.batch.growing import Placement
     from rbee.worker.engine.chat import ChatTemplate, special_tokens
-    from rbee.worker.engine.decoder import device_name, read_layout
+    from rbee.worker.engine.decoder import read_layout
     from rbee.worker.engine.generate import BatchGenerator
     from rbee.worker.engine.sampling import default_sampling
     from rbee.worker.engine.text_model import DEFAULT_CONTEXT, TextModel
@@ -131,8 +128,8 @@ def _generator(
     settings = BatchSettings(
         spec.slots, min(lengths, default=DEFAULT_CONTEXT), kv_bytes(spec), spec.prefix_cache_mb << 20
     )
-    placement = Placement(device_name(spec.backend), spec.device)
-    decoder = build_decoder(session, read_layout(folder.facts), facts.vocabulary, placement, settings)
+    device = device_spec(definition, threads)
+    decoder = build_decoder(session, read_layout(folder.facts), facts.vocabulary, device, settings)
     tokenizer, _ = load_tokenizer(folder.path)
     text = TextModel(
         tokenizer,
@@ -143,4 +140,4 @@ def _generator(
         tool_format=spec.tool_format,
     )
     batch = build_batch(decoder, facts.eos_ids, settings)
-    return BatchGenerator(batch, text, runner, failure.set_exception)
+    return BatchGenerator(batch, text, runner)

@@ -18,7 +18,6 @@ import uvloop
 
 from rbee.wire.worker_spec import Backend
 from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder
-from rbee.worker.engine.batch.growing import Placement
 from rbee.worker.engine.decoder import CachePair, read_layout
 from rbee.worker.engine.folder import read_folder
 from rbee.worker.engine.generate import BatchGenerator
@@ -41,15 +40,16 @@ class Measured:
     def __init__(self, folder: Path, threads: int) -> None:
         found = read_folder(folder)
         self.facts, self.layout = recognise(found.facts), read_layout(found.facts)
-        self.session = create_session(found.model_file, DeviceSpec(Backend.CPU, threads=threads))
+        self.device = DeviceSpec(Backend.CPU, threads=threads)
+        self.session = create_session(found.model_file, self.device)
         tokenizer, _ = load_tokenizer(folder)
         self.text = TextModel(tokenizer, eos_ids=frozenset(), context_length=self.facts.context_length)
         self.generator, self.plain = self._generator(256 << 20), self._generator(0)
 
     def _generator(self, prefix_bytes: int) -> BatchGenerator:
         settings = BatchSettings(ROWS, self.text.context_length, None, prefix_bytes)
-        decoder = build_decoder(self.session, self.layout, self.facts.vocabulary, Placement(), settings)
-        found = BatchGenerator(build_batch(decoder, frozenset(), settings), self.text, Runner(2), _failed)
+        decoder = build_decoder(self.session, self.layout, self.facts.vocabulary, self.device, settings)
+        found = BatchGenerator(build_batch(decoder, frozenset(), settings), self.text, Runner(2))
         found.warm_up()
         return found
 
@@ -143,10 +143,6 @@ def _zeros(pair: CachePair, width: int) -> Array:
 
 def _place(value: Array) -> tuple[str, int, Any, tuple[int, ...], int]:
     return "cpu", 0, value.dtype, value.shape, value.ctypes.data
-
-
-def _failed(error: Exception) -> None:
-    raise error
 
 
 async def answer(measured: Measured, ask: dict[str, Any]) -> dict[str, Any]:

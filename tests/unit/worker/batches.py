@@ -1,7 +1,7 @@
 """Small decoders for tests of the batch, and what each of them says alone: computed anew for every token, no cache."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,8 @@ from tests.bench import decoders
 
 from rbee.wire.worker_spec import Backend
 from rbee.worker.engine.batch.build import Batch, BatchSettings, build_batch, build_decoder
-from rbee.worker.engine.batch.growing import Placement
+from rbee.worker.engine.batch.memory import device_memory
+from rbee.worker.engine.batch.shared import SharedDecoder
 from rbee.worker.engine.decoder import DecoderLayout, read_layout
 from rbee.worker.engine.folder import read_folder
 from rbee.worker.engine.sessions import Array, DeviceSpec, Session, create_session, numpy_type
@@ -24,12 +25,17 @@ class Small:
     session: Session
     layout: DecoderLayout
     vocabulary: int
+    on_device: bool = False
 
     @classmethod
     def load(cls, path: Path, vocabulary: int) -> "Small":
         """From a model folder."""
         folder = read_folder(path)
         return cls(create_session(folder.model_file, CPU), read_layout(folder.facts), vocabulary)
+
+    def as_on_device(self) -> "Small":
+        """The same with its buffers moved and looked at as on a GPU, whose part the CPU plays."""
+        return replace(self, on_device=True)
 
     def alone(self, prompt: Sequence[int], count: int) -> list[int]:
         """The first ``count`` greedy tokens after ``prompt``."""
@@ -54,9 +60,11 @@ class Small:
     def batch(self, *, rows: int = 4, context: int = 512, kv_bytes: int | None = None, prefix_mb: int = 8) -> Batch:
         """A batch of it, with nothing in it."""
         settings = BatchSettings(rows, context, kv_bytes, prefix_mb << 20)
-        return build_batch(
-            build_decoder(self.session, self.layout, self.vocabulary, Placement(), settings), frozenset(), settings
-        )
+        decoder = build_decoder(self.session, self.layout, self.vocabulary, CPU, settings)
+        if self.on_device:
+            memory = device_memory(self.layout, self.vocabulary, CPU)
+            decoder = SharedDecoder(self.session, self.layout, self.vocabulary, memory, rows, context)
+        return build_batch(decoder, frozenset(), settings)
 
 
 def tiny(folder: Path, precision: str) -> Small:

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit.worker.batches import Small, tiny
+from tests.unit.worker.batches import CPU, Small, tiny
 
 from rbee.wire.errors import InferenceError
 from rbee.worker.engine.batch.build import Batch
 from rbee.worker.engine.batch.decoders import Chunk, Token
 from rbee.worker.engine.batch.row import ChoiceStream, Row
+from rbee.worker.engine.batch.scores import DeviceScores, Selection, best_graph, take_graph
 from rbee.worker.engine.decoder import run_options
 from rbee.worker.engine.generation import GenerateRequest
+from rbee.worker.engine.runtime import runtime
 from rbee.worker.engine.sampling import Choice, SamplingParams
+from rbee.worker.engine.sessions import create_session
 
 GREEDY = SamplingParams(temperature=0.0)
 COMMON = tuple(int(token) for token in np.random.default_rng(3).integers(1, 256, 120))
@@ -32,7 +35,12 @@ def growing(models: Path) -> Small:
     return Small.load(models / "bee-talk", 0)
 
 
-@pytest.fixture(params=["shared", "growing"])
+@pytest.fixture(scope="session")
+def device(shared: Small) -> Small:
+    return shared.as_on_device()
+
+
+@pytest.fixture(params=["shared", "device", "growing"])
 def small(request: pytest.FixtureRequest) -> Small:
     found: Small = request.getfixturevalue(request.param)
     return found
@@ -247,8 +255,9 @@ async def test_a_stream_hands_over_its_failure_after_what_came_before() -> None:
     assert woken == [True]
 
 
-async def test_rows_move_into_free_slots(shared: Small) -> None:
-    decoder, options = shared.batch(rows=8).decoder, run_options()
+@pytest.mark.parametrize("place", ["shared", "device"])
+async def test_rows_move_into_free_slots(request: pytest.FixtureRequest, shared: Small, place: str) -> None:
+    decoder, options = request.getfixturevalue(place).batch(rows=8).decoder, run_options()
     texts = {key: COMMON[key : key + 4 + key] for key in range(6)}
     for key in texts:
         decoder.open(key)
@@ -257,4 +266,21 @@ async def test_rows_move_into_free_slots(shared: Small) -> None:
         decoder.close(key)
     kept = {key: texts[key] for key in (1, 3, 5)}
     scores = decoder.step([Token(key, len(tokens), 9) for key, tokens in kept.items()], options)
-    assert [int(row.argmax()) for row in scores] == [shared.alone((*tokens, 9), 1)[0] for tokens in kept.values()]
+    assert [int(row.argmax()) for row in scores.whole()] == [
+        shared.alone((*tokens, 9), 1)[0] for tokens in kept.values()
+    ]
+
+
+async def test_the_best_of_scores_on_a_device_and_what_is_no_number() -> None:
+    selection = Selection(create_session(take_graph("float16"), CPU), create_session(best_graph(), CPU), "cpu", 0)
+    values = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32)
+    values[2, 7] = np.nan
+    place = runtime().OrtValue.ortvalue_from_numpy(values)
+    scores = DeviceScores(selection, (place,), (0, 1, 2))
+    best = scores.of([1, 2]).best(3)
+    assert best is not None
+    ids, found = best
+    assert ids[0].tolist() == np.argsort(-values[1])[:3].tolist()
+    assert found[0].tolist() == sorted(values[1], reverse=True)[:3]
+    assert np.isnan(found[1, 0])
+    assert np.array_equal(scores.of([2, 0]).whole(), values[[2, 0]], equal_nan=True)

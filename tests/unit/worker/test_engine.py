@@ -14,10 +14,10 @@ import pytest
 from tests.unit.worker import graphs
 
 from rbee.host.machine import DRIVER_ADVICE
-from rbee.wire.errors import ConfigError, InferenceError, InternalError, InvalidRequest
+from rbee.wire.errors import ConfigError, DeviceBroken, InferenceError, InternalError, InvalidRequest, RbeeError
 from rbee.wire.worker_spec import Backend
 from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder
-from rbee.worker.engine.batch.growing import GrowingDecoder, Placement
+from rbee.worker.engine.batch.growing import GrowingDecoder
 from rbee.worker.engine.chat import Conversation
 from rbee.worker.engine.cuda_advice import advise
 from rbee.worker.engine.decoder import read_layout
@@ -27,7 +27,7 @@ from rbee.worker.engine.generation import Finished, FinishReason, GenerateReques
 from rbee.worker.engine.recognise import recognise
 from rbee.worker.engine.runtime import thread_count
 from rbee.worker.engine.sampling import SamplingParams, default_sampling
-from rbee.worker.engine.sessions import DeviceSpec, Runner, create_session, cuda_options, run_session
+from rbee.worker.engine.sessions import DeviceSpec, Runner, create_session, cuda_options, run_failure, run_session
 from rbee.worker.engine.text_model import TextModel
 from rbee.worker.engine.tokenise import load_tokenizer
 
@@ -43,21 +43,15 @@ async def runner() -> AsyncIterator[Runner]:
 
 
 @pytest.fixture
-def failures() -> list[Exception]:
-    """What ended the engine's thread."""
-    return []
-
-
-@pytest.fixture
-def generator(models: Path, runner: Runner, failures: list[Exception]) -> Iterator[BatchGenerator]:
+def generator(models: Path, runner: Runner) -> Iterator[BatchGenerator]:
     folder = read_folder(models / "bee-talk")
     facts = recognise(folder.facts)
     settings = BatchSettings(rows=4, context=facts.context_length or 0, kv_bytes=None, prefix_bytes=64 << 20)
     session, layout = create_session(folder.model_file, CPU), read_layout(folder.facts)
-    batch = build_batch(build_decoder(session, layout, None, Placement(), settings), facts.eos_ids, settings)
+    batch = build_batch(build_decoder(session, layout, None, CPU, settings), facts.eos_ids, settings)
     tokenizer, _ = load_tokenizer(folder.path)
     text = TextModel(tokenizer, eos_ids=facts.eos_ids, context_length=facts.context_length)
-    found = BatchGenerator(batch, text, runner, failures.append)
+    found = BatchGenerator(batch, text, runner)
     found.warm_up()
     yield found
     found.close()
@@ -107,7 +101,7 @@ async def test_a_reader_that_stops_frees_its_row(generator: BatchGenerator) -> N
 
 
 async def test_an_engine_that_cannot_go_on_says_so_to_everybody(
-    generator: BatchGenerator, failures: list[Exception], monkeypatch: pytest.MonkeyPatch
+    generator: BatchGenerator, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks(*_: object) -> object:
         raise MemoryError("the engine's own fault")
@@ -119,7 +113,7 @@ async def test_an_engine_that_cannot_go_on_says_so_to_everybody(
             tasks = [group.create_task(_error_of(generator, request)) for _ in range(3)]
         await _error_of(generator, request)
     assert all("try again" in task.result().message for task in tasks)
-    assert [type(failure) for failure in failures] == [InternalError]
+    assert isinstance(runner.failure.exception(timeout=60), InternalError)
 
 
 async def _error_of(generator: BatchGenerator, request: GenerateRequest) -> InferenceError:
@@ -200,10 +194,42 @@ def test_telemetry_is_off_before_the_runtime_is_imported() -> None:
     assert done.stdout == "1\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "kind", "reason"),
+    [
+        ("Failed to allocate memory for requested buffer of size 94371840", InferenceError, "out_of_memory"),
+        ("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size)", InferenceError, "out_of_memory"),
+        ("std::bad_alloc", InferenceError, "out_of_memory"),
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", DeviceBroken, None),
+        ("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0", DeviceBroken, None),
+        ("Non-zero status code returned while running MatMul node", InferenceError, "RuntimeError"),
+    ],
+)
+def test_a_failed_run_ends_a_request_or_the_worker(words: str, kind: type[RbeeError], reason: str | None) -> None:
+    failure = run_failure(RuntimeError(words), "this prompt")
+    assert type(failure) is kind
+    assert failure.details.get("reason") == reason
+
+
+async def test_a_broken_device_fails_the_runner(runner: Runner) -> None:
+    def breaks(_: object) -> None:
+        raise DeviceBroken("the GPU's context is lost")
+
+    for _ in range(2):
+        with pytest.raises(DeviceBroken):
+            await runner.step(breaks)
+    assert isinstance(runner.failure.exception(timeout=60), DeviceBroken)
+
+
+def test_tf32_may_be_refused() -> None:
+    assert cuda_options(DeviceSpec(Backend.CUDA, use_tf32=False))["use_tf32"] == "0"
+
+
 def test_cuda_options_bound_the_arena() -> None:
     assert cuda_options(DeviceSpec(Backend.CUDA, device=1, gpu_mem_limit_mb=100)) == {
         "device_id": "1",
         "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": "1",
         "gpu_mem_limit": str(100 << 20),
     }
 

@@ -6,10 +6,9 @@ from typing import Protocol, cast
 
 import numpy as np
 
-from rbee.wire.errors import InferenceError
 from rbee.worker.engine.datatypes import BF16
 from rbee.worker.engine.runtime import runtime
-from rbee.worker.engine.sessions import Array, RunOptions, Session
+from rbee.worker.engine.sessions import Array, RunOptions, Session, run_failure
 
 ONNX_BFLOAT16 = 16
 """TensorProto.BFLOAT16 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto)."""
@@ -42,15 +41,12 @@ def run(
     elements: Mapping[str, str],
     options: RunOptions | None = None,
 ) -> list[Array]:
-    """One inference; ``elements`` has the element type of each tensor by name. Raises InferenceError."""
+    """One inference; ``elements`` has the element type of each tensor by name. Raises what run_failure makes of a failure."""
     values = {name: _value(array, elements[name]) for name, array in feeds.items()}
     try:
         found = cast(ValueSession, session).run_with_ort_values(list(outputs), values, options)
     except Exception as error:
-        raise InferenceError(
-            "the model failed on this input: check its shape and values; the worker's journal has the reason",
-            details={"reason": type(error).__name__},
-        ) from error
+        raise run_failure(error, "this input") from error
     return [_array(value, elements[name]) for name, value in zip(outputs, found, strict=True)]
 
 

@@ -132,11 +132,6 @@ def _empty_shape(tensor: TensorInfo, facts: FolderFacts) -> tuple[int, ...]:
     return (1, heads, 0, size)
 
 
-def device_name(backend: str) -> str:
-    """The runtime's name of the device where the cache lives."""
-    return "cuda" if backend == "cuda" else "cpu"
-
-
 def run_options() -> RunOptions:
     """Options of the batch's runs; what fails is told by its error, not by the runtime's own log."""
     options: RunOptions = runtime().RunOptions()

@@ -23,13 +23,13 @@ WARM_UP = -1
 class BatchGenerator:
     """Implements generation.Generator on a batch whose thread it owns.
 
-    ``on_failure`` is called from that thread where it cannot go on: the worker has to end.
+    Where that thread cannot go on, the runner's ``failure`` gets the reason: the worker has to end.
     """
 
-    def __init__(self, batch: Batch, text: TextModel, runner: Runner, on_failure: Callable[[Exception], None]) -> None:
+    def __init__(self, batch: Batch, text: TextModel, runner: Runner) -> None:
         self._decoder = batch.decoder
         self._prefixes = batch.prefixes
-        self._loop = BatchLoop(batch.stepper, on_failure)
+        self._loop = BatchLoop(batch.stepper, runner.fail)
         self._text = text
         self._runner = runner
         runner.watch(self._loop.step_s)
@@ -73,7 +73,7 @@ class BatchGenerator:
         scores = self._decoder.read([Chunk(WARM_UP, 0, [first])], options)
         sampler = BatchSampler()
         sampler.add(WARM_UP, SamplingParams(temperature=1.0, seed=0), [first])
-        for outcome in sampler.choose([WARM_UP], scores):
+        for outcome in sampler.choose([WARM_UP], scores.whole()):
             if isinstance(outcome, InferenceError):
                 raise outcome
         self._decoder.step([Token(WARM_UP, 1, first)], options)

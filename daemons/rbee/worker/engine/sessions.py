@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rbee.wire.errors import ConfigError, InferenceError, ProviderUnavailable
+from rbee.wire.errors import ConfigError, DeviceBroken, InferenceError, ProviderUnavailable, RbeeError
 from rbee.wire.worker_spec import Backend
 from rbee.worker.engine.cuda_advice import advise
 from rbee.worker.engine.native_messages import captured_stderr
@@ -26,6 +26,15 @@ Array = NDArray[Any]
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
 MIB = 1 << 20
+OUT_OF_MEMORY = (
+    "Failed to allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "bad allocation",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""Words of the runtime's errors where memory is short; they come before the next ones, whose words they may share."""
+BROKEN_DEVICE = ("CUDA failure", "CUDA error", "CUBLAS failure", "CUDNN failure", "illegal memory access", "cudaError")
 
 
 class RunOptions(Protocol):
@@ -87,33 +96,41 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """Where a session runs. ``threads`` is at least 1; the two ``cuda_`` members and the limit count on CUDA only."""
+    """Where a session runs. ``threads`` is at least 1; what follows it counts on CUDA only."""
 
     backend: Backend
     device: int = 0
     threads: int = 1
     gpu_mem_limit_mb: int | None = None
+    use_tf32: bool = True
     cuda_library_path: Path | None = None
 
 
-def create_session(path: Path, spec: DeviceSpec) -> Session:
-    """Create the session of the model at ``path``.
+def runtime_device(backend: Backend) -> str:
+    """The runtime's name of the device where a backend's tensors live."""
+    return "cuda" if backend is Backend.CUDA else "cpu"
+
+
+def create_session(model: Path | bytes, spec: DeviceSpec) -> Session:
+    """Create the session of a model file, or of a small model's own bytes.
 
     Raises ProviderUnavailable when CUDA was asked for and the session did not get it, ConfigError when the runtime
     refuses the model.
     """
+    source = model if isinstance(model, bytes) else str(model)
     if spec.backend is Backend.CUDA:
-        return _create_on_cuda(path, spec)
+        return _create_on_cuda(source, spec)
     try:
-        session: Session = runtime().InferenceSession(str(path), _session_options(spec), providers=[CPU_PROVIDER])
+        session: Session = runtime().InferenceSession(source, _session_options(spec), providers=[CPU_PROVIDER])
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no base class
-        raise _refused(path, error) from None
+        raise _refused(model, error) from None
     return session
 
 
-def _refused(path: Path, error: Exception) -> ConfigError:
-    reason = str(error).replace(str(path.parent), "").strip().splitlines()[:1]
-    return ConfigError(f"{path.name}: ONNX Runtime refuses the model: {(reason or [''])[0][:400]}")
+def _refused(model: Path | bytes, error: Exception) -> ConfigError:
+    folder, name = ("", "a small model") if isinstance(model, bytes) else (str(model.parent), model.name)
+    reason = (str(error).replace(folder, "") if folder else str(error)).strip().splitlines()[:1]
+    return ConfigError(f"{name}: ONNX Runtime refuses the model: {(reason or [''])[0][:400]}")
 
 
 def _session_options(spec: DeviceSpec) -> object:
@@ -128,21 +145,25 @@ def _session_options(spec: DeviceSpec) -> object:
 
 
 def cuda_options(spec: DeviceSpec) -> dict[str, str]:
-    """The CUDA provider's options: one device, an arena that grows by what is asked for, a limit if set."""
-    options = {"device_id": str(spec.device), "arena_extend_strategy": "kSameAsRequested"}
+    """The CUDA provider's options: one device, an arena that grows by what is asked for, a limit, TF32."""
+    options = {
+        "device_id": str(spec.device),
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": str(int(spec.use_tf32)),
+    }
     if spec.gpu_mem_limit_mb is not None:
         options["gpu_mem_limit"] = str(spec.gpu_mem_limit_mb * MIB)
     return options
 
 
-def _create_on_cuda(path: Path, spec: DeviceSpec) -> Session:
+def _create_on_cuda(source: str | bytes, spec: DeviceSpec) -> Session:
     failure = ""
     session: Session | None = None
     with captured_stderr() as messages:
         _preload(spec.cuda_library_path)
         try:
             providers = [(CUDA_PROVIDER, cuda_options(spec)), CPU_PROVIDER]
-            session = runtime().InferenceSession(str(path), _session_options(spec), providers=providers)
+            session = runtime().InferenceSession(source, _session_options(spec), providers=providers)
         except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no base class
             failure = str(error)
     if session is not None and session.get_providers()[0] == CUDA_PROVIDER:
@@ -172,10 +193,12 @@ def _preload(folder: Path | None) -> None:
 class Runner:
     """Runs steps of sessions in threads, one thread a slot, and knows since when each step runs.
 
-    A step is a call that releases the GIL inside the runtime. The runner is the owner of its threads.
+    A step is a call that releases the GIL inside the runtime. The runner is the owner of its threads. ``failure`` gets
+    the error after which no step can be made.
     """
 
     def __init__(self, threads: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.failure: Future[None] = Future()
         self._executor = ThreadPoolExecutor(threads, "step")
         self._clock = clock
         self._started: dict[object, float] = {}
@@ -198,8 +221,16 @@ class Runner:
             options.terminate = True
             await _ended(future)
             raise
+        except DeviceBroken as error:
+            self.fail(error)
+            raise
         finally:
             del self._started[token]
+
+    def fail(self, error: Exception) -> None:
+        """Nothing can be run any more: ``failure`` gets the reason, once; from any thread."""
+        with contextlib.suppress(InvalidStateError):
+            self.failure.set_exception(error)
 
     def longest_step_s(self) -> float:
         """How long the oldest step in flight has been running, in seconds; 0 when none is."""
@@ -224,28 +255,51 @@ async def _ended(future: asyncio.Future[Any]) -> None:
     future.exception()  # retrieved: that a cancelled step failed is no news
 
 
+def device_buffer(shape: Sequence[int], element: np.dtype[Any], device: str, device_id: int) -> Any:  # noqa: ANN401
+    """A tensor of the runtime on a device, its values not set; raises InferenceError where there is no memory."""
+    try:
+        return runtime().OrtValue.ortvalue_from_shape_and_type(list(shape), element, device, device_id)
+    except Exception as error:
+        raise run_failure(error, "a text") from error
+
+
+def run_failure(error: Exception, what: str) -> RbeeError:
+    """What a failed run of the runtime means, by its own words.
+
+    InferenceError where the request failed, with reason out_of_memory where memory was too short for it; DeviceBroken
+    where the device's context is lost and with it everything that this process can still do on it.
+    """
+    text = str(error)
+    if any(mark in text for mark in OUT_OF_MEMORY):
+        return InferenceError(
+            f"the memory was too short for {what}: shorten it, send fewer at once, or raise the worker's limits",
+            details={"reason": "out_of_memory"},
+        )
+    if any(mark in text for mark in BROKEN_DEVICE):
+        said = " ".join(text.split())[:300]
+        return DeviceBroken(f"the GPU's context is lost, so the worker restarts: {said}")
+    return InferenceError(
+        f"the model failed on {what}: check its shape and values; the worker's journal has the reason",
+        details={"reason": type(error).__name__},
+    )
+
+
 def run_session(
     session: Session, outputs: Sequence[str], feeds: Mapping[str, Array], options: RunOptions | None = None
 ) -> list[Array]:
-    """One inference; raises InferenceError with the runtime's own reason, paths left out."""
+    """One inference; raises what :func:`run_failure` makes of a failure."""
     try:
         return session.run(list(outputs), dict(feeds), options)
     except Exception as error:
-        raise InferenceError(
-            "the model failed on this input: check its shape and values; the worker's journal has the reason",
-            details={"reason": type(error).__name__},
-        ) from error
+        raise run_failure(error, "this input") from error
 
 
 def run_bound(session: Session, binding: Binding, options: RunOptions | None = None) -> None:
-    """One inference on bound buffers; raises InferenceError."""
+    """One inference on bound buffers; raises what :func:`run_failure` makes of a failure."""
     try:
         session.run_with_iobinding(binding, options)
     except Exception as error:
-        raise InferenceError(
-            "the model failed on this prompt; the worker's journal has the reason",
-            details={"reason": type(error).__name__},
-        ) from error
+        raise run_failure(error, "this prompt") from error
 
 
 def numpy_type(element: str) -> np.dtype[Any]:

@@ -3,18 +3,20 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from rbee.wire.errors import ConfigError
+from rbee.wire.worker_spec import Backend
 from rbee.worker.engine.batch.decoders import BatchDecoder
-from rbee.worker.engine.batch.growing import GrowingDecoder, Placement
+from rbee.worker.engine.batch.growing import GrowingDecoder
+from rbee.worker.engine.batch.host_kv import HostBlock
+from rbee.worker.engine.batch.memory import device_memory, host_memory
 from rbee.worker.engine.batch.plan import MOST_TOKENS
 from rbee.worker.engine.batch.prefix import BLOCK_TOKENS, PrefixCache
 from rbee.worker.engine.batch.shared import SharedDecoder
 from rbee.worker.engine.batch.stepper import Limits, Stepper
 from rbee.worker.engine.decoder import DecoderLayout, run_options
 from rbee.worker.engine.sampling import BatchSampler
-from rbee.worker.engine.sessions import Session
+from rbee.worker.engine.sessions import DeviceSpec, Session, runtime_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +33,26 @@ class BatchSettings:
 class Batch:
     """A decoder, what steps its rows, and the prefix cache between them."""
 
-    decoder: BatchDecoder[Any]
+    decoder: BatchDecoder
     stepper: Stepper
-    prefixes: PrefixCache[Any]
+    prefixes: PrefixCache[HostBlock]
 
 
 def build_decoder(
-    session: Session, layout: DecoderLayout, vocabulary: int | None, placement: Placement, settings: BatchSettings
-) -> BatchDecoder[Any]:
-    """The decoder; raises ConfigError where the files do not tell the width of the scores."""
+    session: Session, layout: DecoderLayout, vocabulary: int | None, device: DeviceSpec, settings: BatchSettings
+) -> BatchDecoder:
+    """The decoder; raises ConfigError where the files do not tell the width of the scores. Blocking."""
     if not layout.shares_buffers:
-        return GrowingDecoder(session, layout, placement)
+        return GrowingDecoder(session, layout, runtime_device(device.backend), device.device)
     width = layout.vocabulary or vocabulary
     if width is None:
         raise ConfigError("neither the graph nor config.json tells the vocabulary's size; export the model again")
-    return SharedDecoder(session, layout, width, settings.rows, settings.context)
+    on_device = device.backend is Backend.CUDA
+    memory = device_memory(layout, width, device) if on_device else host_memory(layout, width)
+    return SharedDecoder(session, layout, width, memory, settings.rows, settings.context)
 
 
-def context_within(decoder: BatchDecoder[Any], settings: BatchSettings) -> int:
+def context_within(decoder: BatchDecoder, settings: BatchSettings) -> int:
     """Tokens that one text may have: the context, or less where the memory for keys and values holds less.
 
     Raises ConfigError where it does not hold one step's prompt.
@@ -63,12 +67,12 @@ def context_within(decoder: BatchDecoder[Any], settings: BatchSettings) -> int:
 
 
 def build_batch(
-    decoder: BatchDecoder[Any],
+    decoder: BatchDecoder,
     eos_ids: frozenset[int],
     settings: BatchSettings,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Batch:
     """What steps the rows of ``decoder``."""
-    prefixes: PrefixCache[Any] = PrefixCache(settings.prefix_bytes, decoder.token_bytes * BLOCK_TOKENS)
+    prefixes: PrefixCache[HostBlock] = PrefixCache(settings.prefix_bytes, decoder.token_bytes * BLOCK_TOKENS)
     limits = Limits(settings.rows, settings.kv_bytes)
     return Batch(decoder, Stepper(decoder, BatchSampler(eos_ids), prefixes, limits, run_options(), clock), prefixes)

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from rbee.worker.engine.sampling import Scores
+from rbee.worker.engine.batch.host_kv import HostBlock
+from rbee.worker.engine.batch.scores import RowScores
 from rbee.worker.engine.sessions import RunOptions
-
-Block = TypeVar("Block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class Token:
     token: int
 
 
-class BatchDecoder(Protocol[Block]):
+class BatchDecoder(Protocol):
     """Rows by key, each with its cache. Belongs to one thread. A run that fails raises InferenceError."""
 
     whole_prompts: bool
@@ -47,14 +46,14 @@ class BatchDecoder(Protocol[Block]):
     def close(self, key: int) -> None:
         """A row is over; an unknown key is no error."""
 
-    def read(self, chunks: Sequence[Chunk], options: RunOptions) -> Scores:
-        """Read parts of prompts into the caches: the scores after the last token of each, (chunks, vocabulary)."""
+    def read(self, chunks: Sequence[Chunk], options: RunOptions) -> RowScores:
+        """Read parts of prompts into the caches: the scores after the last token of each."""
 
-    def step(self, tokens: Sequence[Token], options: RunOptions) -> Scores:
-        """One token of each row: the scores after it, (rows, vocabulary), valid until the next call."""
+    def step(self, tokens: Sequence[Token], options: RunOptions) -> RowScores:
+        """One token of each row: the scores after it."""
 
-    def save(self, key: int, start: int, stop: int) -> Block:
-        """A copy of the keys and values of a row's tokens ``start`` to ``stop``."""
+    def save(self, key: int, start: int, stop: int) -> list[HostBlock]:
+        """A copy of the keys and values of a row's tokens ``start`` to ``stop``, which are whole blocks."""
 
-    def load(self, key: int, blocks: Sequence[Block]) -> None:
+    def load(self, key: int, blocks: Sequence[HostBlock]) -> None:
         """Begin a row's cache with these blocks."""

@@ -7,18 +7,17 @@ and the positions as inputs, and the cache in the host's memory; where one is mi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from rbee.worker.engine.batch.decoders import Chunk, Token
+from rbee.worker.engine.batch.host_kv import HostBlock, cut
 from rbee.worker.engine.batch.plan import MOST_TOKENS
+from rbee.worker.engine.batch.scores import HostScores
 from rbee.worker.engine.decoder import CachePair, DecoderLayout
 from rbee.worker.engine.sampling import Scores
 from rbee.worker.engine.sessions import Array, RunOptions, Session, numpy_type, run_bound
-
-GrownBlock: TypeAlias = tuple[Array, ...]
-"""Some tokens' keys and values of one row, a tensor (1, heads, tokens, head size) for each pair of the cache."""
 
 
 @dataclass(slots=True)
@@ -31,24 +30,16 @@ class _Caches:
     width: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the caches live, in the runtime's words."""
-
-    device: str = "cpu"
-    device_id: int = 0
-
-
 class GrowingDecoder:
-    """Implements BatchDecoder."""
+    """Implements BatchDecoder, with the caches on a device in the runtime's words."""
 
-    def __init__(self, session: Session, layout: DecoderLayout, placement: Placement) -> None:
+    def __init__(self, session: Session, layout: DecoderLayout, device: str, device_id: int) -> None:
         self._session = session
         self._layout = layout
-        self._placement = placement
+        self._device, self._device_id = device, device_id
         self.whole_prompts = layout.scales_by_content
         padded = {"attention_mask", "position_ids"} <= layout.names.keys()
-        self._together = padded and placement.device == "cpu" and not self.whole_prompts
+        self._together = padded and device == "cpu" and not self.whole_prompts
         self._alone: dict[int, _Caches] = {}
         self._batch = _Caches()
         self.token_bytes = layout.token_bytes
@@ -68,30 +59,29 @@ class GrowingDecoder:
             self._part(self._batch)
             self._alone.pop(key)
 
-    def read(self, chunks: Sequence[Chunk], options: RunOptions) -> Scores:
+    def read(self, chunks: Sequence[Chunk], options: RunOptions) -> HostScores:
         """See BatchDecoder."""
-        return np.concatenate([self._read(chunk, options) for chunk in chunks])
+        return HostScores(np.concatenate([self._read(chunk, options) for chunk in chunks]))
 
-    def step(self, tokens: Sequence[Token], options: RunOptions) -> Scores:
+    def step(self, tokens: Sequence[Token], options: RunOptions) -> HostScores:
         """See BatchDecoder."""
         keys = tuple(token.key for token in tokens)
         ids = np.array([[token.token] for token in tokens])
         if len(keys) > 1 and self._together:
-            return self._run(self._gathered(keys), ids, options)
+            return HostScores(self._run(self._gathered(keys), ids, options))
         rows = [self._run(self._own(key), ids[index : index + 1], options) for index, key in enumerate(keys)]
-        return np.concatenate(rows)
+        return HostScores(np.concatenate(rows))
 
-    def save(self, key: int, start: int, stop: int) -> GrownBlock:
+    def save(self, key: int, start: int, stop: int) -> list[HostBlock]:
         """See BatchDecoder."""
         caches = self._alone.get(key, self._batch)
         row = caches.keys.index(key)
         pad = caches.width - caches.lengths[row]
-        values = [_array(value)[row : row + 1, :, pad + start : pad + stop] for value in caches.values]
-        return tuple(np.array(value) for value in values)
+        return cut([_array(value)[row, :, pad + start : pad + stop] for value in caches.values])
 
-    def load(self, key: int, blocks: Sequence[GrownBlock]) -> None:
+    def load(self, key: int, blocks: Sequence[HostBlock]) -> None:
         """See BatchDecoder."""
-        values = [np.concatenate(parts, axis=2) for parts in zip(*blocks, strict=True)]
+        values = [np.concatenate(parts, axis=1)[None] for parts in zip(*blocks, strict=True)]
         length = values[0].shape[2]
         self._alone[key] = _Caches((key,), [length], values, length)
 
@@ -134,7 +124,7 @@ class GrowingDecoder:
 
     def _run(self, caches: _Caches, ids: Array, options: RunOptions) -> Scores:
         """Read ``ids`` (rows, tokens) behind the caches, which grow; the scores after the last token of each row."""
-        layout, device, device_id = self._layout, self._placement.device, self._placement.device_id
+        layout = self._layout
         binding = self._session.io_binding()
         feeds = self._feeds(caches, ids)
         for name, value in feeds.items():
@@ -146,7 +136,7 @@ class GrowingDecoder:
                 binding.bind_ortvalue_input(pair.past, value)
         binding.bind_output(layout.scores, "cpu")
         for pair in layout.pairs:
-            binding.bind_output(pair.present, device, device_id)
+            binding.bind_output(pair.present, self._device, self._device_id)
         run_bound(self._session, binding, options)
         scores, *presents = binding.get_outputs()
         caches.values = presents

@@ -5,11 +5,18 @@ from typing import TypeAlias
 
 import numpy as np
 
+from rbee.worker.engine.batch.prefix import BLOCK_TOKENS
 from rbee.worker.engine.decoder import CachePair
 from rbee.worker.engine.sessions import Array, Binding, numpy_type
 
 HostBlock: TypeAlias = tuple[Array, ...]
 """Some tokens' keys and values of one row, a tensor (heads, tokens, head size) for each pair of the cache."""
+
+
+def cut(values: Sequence[Array]) -> list[HostBlock]:
+    """Tensors (heads, tokens, head size) of some whole blocks, as copies of a block each."""
+    starts = range(0, values[0].shape[1], BLOCK_TOKENS)
+    return [tuple(value[:, start : start + BLOCK_TOKENS].copy() for value in values) for start in starts]
 
 
 class HostKv:
@@ -21,7 +28,7 @@ class HostKv:
 
     def resize(self, slots: int, capacity: int, held: Mapping[int, int]) -> None:
         """Take new sizes; ``held`` tells how many tokens of which slots go along."""
-        for index, pair in enumerate(self._pairs):
+        for index, pair in enumerate(self._pairs):  # one by one: both sizes of one tensor are there at once, not of all
             before, after = self._buffers[index], self._empty(pair, slots, capacity)
             for slot, length in held.items():
                 after[slot, :, :length] = before[slot, :, :length]
@@ -45,9 +52,9 @@ class HostKv:
         for buffer in self._buffers:
             buffer[target, :, :length] = buffer[source, :, :length]
 
-    def save(self, slot: int, start: int, stop: int) -> HostBlock:
-        """A copy of the tokens ``start`` to ``stop`` of a slot."""
-        return tuple(buffer[slot, :, start:stop].copy() for buffer in self._buffers)
+    def save(self, slot: int, start: int, stop: int) -> list[HostBlock]:
+        """A copy of the tokens ``start`` to ``stop`` of a slot, cut into blocks."""
+        return cut([buffer[slot, :, start:stop] for buffer in self._buffers])
 
     def load(self, slot: int, blocks: Sequence[HostBlock]) -> None:
         """Write blocks, one after the other, to the beginning of a slot."""

@@ -1,11 +1,15 @@
 """What rows take from the prefix cache and leave in it."""
 
-from collections.abc import Sequence
-from typing import Any
+import logging
+from collections.abc import Callable, Sequence
 
+from rbee.wire.errors import InferenceError
 from rbee.worker.engine.batch.decoders import BatchDecoder
-from rbee.worker.engine.batch.prefix import BLOCK_TOKENS, PrefixCache, chain_of, common_blocks
+from rbee.worker.engine.batch.host_kv import HostBlock
+from rbee.worker.engine.batch.prefix import BLOCK_TOKENS, Chain, PrefixCache, chain_of, common_blocks
 from rbee.worker.engine.batch.row import Row
+
+LOGGER = logging.getLogger(__name__)
 
 
 class PrefixReuse:
@@ -15,7 +19,7 @@ class PrefixReuse:
     is not what this one would get.
     """
 
-    def __init__(self, decoder: BatchDecoder[Any], prefixes: PrefixCache[Any]) -> None:
+    def __init__(self, decoder: BatchDecoder, prefixes: PrefixCache[HostBlock]) -> None:
         self._decoder = decoder
         self._prefixes = prefixes
         self._on = prefixes.on and not decoder.whole_prompts
@@ -41,18 +45,35 @@ class PrefixReuse:
         # the last token is always computed: its scores are what the first choice is made from
         blocks = self._prefixes.find(row.chain[: (len(row.tokens) - 1) // BLOCK_TOKENS])
         self._prefixes.count(len(blocks))
-        if blocks:
-            self._decoder.load(row.key, blocks)
+        if blocks and self._possible(lambda: self._decoder.load(row.key, blocks)):
             row.saved = len(blocks)
             row.cached = len(blocks) * BLOCK_TOKENS
 
     def keep(self, row: Row) -> None:
         """Keep the blocks that a row has filled since the last time."""
-        while row.saved < len(row.chain) and (row.saved + 1) * BLOCK_TOKENS <= row.cached:
-            key, start = row.chain[row.saved], row.saved * BLOCK_TOKENS
-            if key not in self._prefixes:
-                self._prefixes.add(key, self._decoder.save(row.key, start, start + BLOCK_TOKENS))
+        filled = min(len(row.chain), row.cached // BLOCK_TOKENS)
+        while row.saved < filled and row.chain[row.saved] in self._prefixes:
             row.saved += 1
+        if row.saved >= filled:
+            return
+        start, new = row.saved, row.chain[row.saved : filled]
+        row.saved = filled
+        self._possible(lambda: self._save(row.key, start, new))
+
+    def _save(self, key: int, start: int, chain: Chain) -> None:
+        blocks = self._decoder.save(key, start * BLOCK_TOKENS, (start + len(chain)) * BLOCK_TOKENS)
+        for name, block in zip(chain, blocks, strict=True):
+            self._prefixes.add(name, block)
+
+    @staticmethod
+    def _possible(work: Callable[[], None]) -> bool:
+        """Whether ``work`` could be done: a device without memory for it costs time, and no row its text."""
+        try:
+            work()
+        except InferenceError:
+            LOGGER.warning("a prompt's keys and values could not be kept or taken over", exc_info=True)
+            return False
+        return True
 
     def finish(self, row: Row) -> None:
         """A row has ended: the next turn of its conversation begins with its prompt and its answer."""

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from rbee.worker.engine.batch.decoders import Chunk, Token
-from rbee.worker.engine.batch.host_kv import HostBlock, HostKv
+from rbee.worker.engine.batch.host_kv import HostBlock
+from rbee.worker.engine.batch.memory import Memory
 from rbee.worker.engine.batch.plan import MOST_TOKENS, contiguous_runs
+from rbee.worker.engine.batch.scores import RowScores
 from rbee.worker.engine.decoder import DecoderLayout
-from rbee.worker.engine.sampling import Scores
-from rbee.worker.engine.sessions import Array, Binding, RunOptions, Session, numpy_type, run_bound
+from rbee.worker.engine.sessions import Binding, RunOptions, Session, numpy_type, run_bound
 
 SMALLEST_CAPACITY = 256
 MOST_SCORES_BYTES = 256 << 20
@@ -31,24 +32,24 @@ def rounded(need: int, least: int, most: int) -> int:
 class SharedDecoder:
     """Implements BatchDecoder on buffers of ``slots`` rows of at most ``context`` tokens."""
 
-    def __init__(self, session: Session, layout: DecoderLayout, vocabulary: int, slots: int, context: int) -> None:
+    def __init__(
+        self, session: Session, layout: DecoderLayout, vocabulary: int, memory: Memory, slots: int, context: int
+    ) -> None:
         self._session = session
         self._layout = layout
-        self._vocabulary = vocabulary
+        self._memory = memory
         self._most_slots = slots
         self._context = context
-        self._kv = HostKv(layout.pairs)
+        self._kv = memory.kv
         self._slots: list[int | None] = []
         self._lengths: list[int] = []
         self._capacity = 0
-        self._bindings: dict[tuple[int, int], Binding] = {}
-        self._scores_type = numpy_type(layout.scores_element)
-        self._read_scores = np.empty(0, self._scores_type)
+        self._bindings: dict[int, Binding] = {}
         self._inputs = _StepInputs(layout, 0, 0)
-        self._step_scores = np.empty((0, 1, vocabulary), self._scores_type)
         self.whole_prompts = layout.scales_by_content
         self.token_bytes = layout.token_bytes
-        self.most_tokens = max(1, min(MOST_TOKENS, MOST_SCORES_BYTES // (vocabulary * self._scores_type.itemsize)))
+        token_scores = vocabulary * numpy_type(layout.scores_element).itemsize
+        self.most_tokens = max(1, min(MOST_TOKENS, MOST_SCORES_BYTES // token_scores))
 
     def size(self, rows: int, tokens: int) -> int:
         """See BatchDecoder."""
@@ -68,34 +69,31 @@ class SharedDecoder:
             slot = self._slots.index(key)
             self._slots[slot], self._lengths[slot] = None, 0
 
-    def read(self, chunks: Sequence[Chunk], options: RunOptions) -> Scores:
+    def read(self, chunks: Sequence[Chunk], options: RunOptions) -> RowScores:
         """See BatchDecoder. First chunks of neighbours are read together; one that goes on is read alone."""
         self._reserve(max(chunk.start + len(chunk.tokens) for chunk in chunks))
         slots = [self._slots.index(chunk.key) for chunk in chunks]
-        scores = np.empty((len(chunks), self._vocabulary), np.float32)
         first = sorted((i for i, chunk in enumerate(chunks) if chunk.start == 0), key=lambda i: slots[i])
-        for run in contiguous_runs([slots[i] for i in first], [len(chunks[i].tokens) for i in first]):
-            members = [first[at] for at in run]
-            scores[members] = self._read(slots[members[0]], [chunks[i] for i in members], options)
-        for i, chunk in enumerate(chunks):
-            if chunk.start:
-                scores[i] = self._read(slots[i], [chunk], options)
-        return scores
+        runs = contiguous_runs([slots[i] for i in first], [len(chunks[i].tokens) for i in first])
+        together = [[first[at] for at in run] for run in runs]
+        together += [[i] for i, chunk in enumerate(chunks) if chunk.start]
+        parts = [self._read(slots[members[0]], [chunks[i] for i in members], options) for members in together]
+        order = [i for members in together for i in members]
+        return self._memory.read_scores.join(parts).of([order.index(i) for i in range(len(chunks))])
 
-    def step(self, tokens: Sequence[Token], options: RunOptions) -> Scores:
+    def step(self, tokens: Sequence[Token], options: RunOptions) -> RowScores:
         """See BatchDecoder."""
         self._reserve(max(token.start + 1 for token in tokens))
         self._close_ranks([token.key for token in tokens])
         slots = [self._slots.index(token.key) for token in tokens]
         count = max(slots) + 1
         self._inputs.set(self._lengths[:count], {slot: each.token for slot, each in zip(slots, tokens, strict=True)})
-        run_bound(self._session, self._binding(0, count), options)
+        run_bound(self._session, self._binding(count), options)
         for slot, token in zip(slots, tokens, strict=True):
             self._lengths[slot] = token.start + 1
-        rows = self._step_scores[:count, 0] if slots == list(range(count)) else self._step_scores[slots, 0]
-        return rows.astype(np.float32, copy=False)
+        return self._memory.step_scores.after(slots)
 
-    def save(self, key: int, start: int, stop: int) -> HostBlock:
+    def save(self, key: int, start: int, stop: int) -> list[HostBlock]:
         """See BatchDecoder."""
         return self._kv.save(self._slots.index(key), start, stop)
 
@@ -115,14 +113,13 @@ class SharedDecoder:
 
     def _resize(self, slots: int, capacity: int) -> None:
         """Make the buffers fit: free slots at the end and room that nobody needs now are given back."""
-        slots = rounded(slots, 1, self._most_slots)
-        self._capacity = rounded(capacity, SMALLEST_CAPACITY, self._context)
+        slots, capacity = rounded(slots, 1, self._most_slots), rounded(capacity, SMALLEST_CAPACITY, self._context)
         self._bindings.clear()  # they point into the old buffers
-        self._kv.resize(slots, self._capacity, {slot: length for slot, length in enumerate(self._lengths) if length})
+        self._kv.resize(slots, capacity, {slot: length for slot, length in enumerate(self._lengths) if length})
+        self._capacity = capacity
         self._slots = [*self._slots, *[None] * slots][:slots]
         self._lengths = [*self._lengths, *[0] * slots][:slots]
         self._inputs = _StepInputs(self._layout, slots, self._capacity)
-        self._step_scores = np.empty((slots, 1, self._vocabulary), self._scores_type)
 
     def _close_ranks(self, decoding: Sequence[int]) -> None:
         """Move decoding rows from the highest slots into free ones below them."""
@@ -136,17 +133,19 @@ class SharedDecoder:
             self._slots[free], self._lengths[free] = self._slots[highest], self._lengths[highest]
             self._slots[highest], self._lengths[highest] = None, 0
 
-    def _binding(self, slot: int, count: int) -> Binding:
-        """The binding of a decoding step of slots 0 to ``count``, made once for each count."""
-        found = self._bindings.get((slot, count))
+    def _binding(self, count: int) -> Binding:
+        """The binding of a decoding step of the first ``count`` slots, made once for each count."""
+        found = self._bindings.get(count)
         if found is None:
-            found = self._bindings[slot, count] = self._session.io_binding()
+            found = self._bindings[count] = self._session.io_binding()
             self._inputs.bind(found, count)
-            self._kv.bind(found, slot, count)
-            _bind_output(found, self._layout.scores, self._step_scores[:count])
+            self._kv.bind(found, 0, count)
+        elif self._memory.copies_inputs:
+            self._inputs.bind(found, count)
+        self._memory.step_scores.bind(found, self._layout.scores, count, 1)
         return found
 
-    def _read(self, slot: int, chunks: Sequence[Chunk], options: RunOptions) -> Scores:
+    def _read(self, slot: int, chunks: Sequence[Chunk], options: RunOptions) -> RowScores:
         """Run chunks of neighbouring slots, padded on the right; several only where each is a row's first."""
         lengths = [len(chunk.tokens) for chunk in chunks]
         longest, start = max(lengths), chunks[0].start
@@ -160,19 +159,12 @@ class SharedDecoder:
         for role, name in self._layout.names.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(inputs[role], numpy_type(self._layout.elements[name])))
         self._kv.bind(binding, slot, len(chunks))
-        scores = self._scores_of(len(chunks), longest)
-        _bind_output(binding, self._layout.scores, scores)
+        scores = self._memory.read_scores
+        scores.bind(binding, self._layout.scores, len(chunks), longest)
         run_bound(self._session, binding, options)
         for row, length in enumerate(lengths):
             self._lengths[slot + row] = start + length
-        last: Scores = scores[np.arange(len(chunks)), np.array(lengths) - 1].astype(np.float32, copy=False)
-        return last
-
-    def _scores_of(self, rows: int, tokens: int) -> Array:
-        need = rows * tokens * self._vocabulary
-        if need > self._read_scores.size:
-            self._read_scores = np.empty(need, self._scores_type)
-        return self._read_scores[:need].reshape(rows, tokens, self._vocabulary)
+        return scores.after([row * longest + length - 1 for row, length in enumerate(lengths)])
 
 
 class _StepInputs:
@@ -204,7 +196,3 @@ class _StepInputs:
                 ones, shown = length + 1, self._ones[slot]
                 mask[slot, min(ones, shown) : max(ones, shown)] = ones > shown
                 self._ones[slot] = ones
-
-
-def _bind_output(binding: Binding, name: str, target: Array) -> None:
-    binding.bind_output(name, "cpu", 0, target.dtype, target.shape, target.ctypes.data)

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from rbee.wire.errors import InferenceError, RbeeError
 from rbee.worker.engine.batch.decoders import BatchDecoder, Chunk, Token
+from rbee.worker.engine.batch.host_kv import HostBlock
 from rbee.worker.engine.batch.plan import Pace, Part, plan_step
 from rbee.worker.engine.batch.prefix import PrefixCache
 from rbee.worker.engine.batch.reuse import PrefixReuse
 from rbee.worker.engine.batch.row import Row
-from rbee.worker.engine.sampling import BatchSampler, Choice, Scores
+from rbee.worker.engine.batch.scores import RowScores
+from rbee.worker.engine.sampling import BatchSampler, Choice, NeedKind
 from rbee.worker.engine.sessions import RunOptions
 
 Outcome: TypeAlias = Choice | RbeeError
@@ -29,9 +31,9 @@ class Stepper:
 
     def __init__(
         self,
-        decoder: BatchDecoder[Any],
+        decoder: BatchDecoder,
         sampler: BatchSampler,
-        prefixes: PrefixCache[Any],
+        prefixes: PrefixCache[HostBlock],
         limits: Limits,
         options: RunOptions,
         clock: Callable[[], float],
@@ -90,9 +92,12 @@ class Stepper:
         for row in sorted(admitted, key=lambda each: len(each.tokens)):
             if row.chosen == 0:
                 self._sampler.add(row.key, row.request.sampling, row.request.prompt)
-            self._decoder.open(row.key)
             self._reuse.begin(row)
             self._running[row.key] = row
+            try:
+                self._decoder.open(row.key)
+            except InferenceError as error:
+                self._fail(row, error)
 
     def _fits(self, rows: Sequence[Row]) -> bool:
         if len(rows) == 1:
@@ -129,7 +134,7 @@ class Stepper:
         self._pace = self._pace.read(sum(counts), self._clock() - began)
 
     def _advance(
-        self, rows: Sequence[Row], counts: Sequence[int], run: Callable[[Sequence[Row], Sequence[int]], Scores]
+        self, rows: Sequence[Row], counts: Sequence[int], run: Callable[[Sequence[Row], Sequence[int]], RowScores]
     ) -> None:
         """Compute ``counts`` tokens of ``rows`` and choose for those that are complete.
 
@@ -148,20 +153,20 @@ class Stepper:
             row.cached += count
             self._reuse.keep(row)
         ready = [at for at, row in enumerate(rows) if row.pending == 0]
-        self._choose([rows[at] for at in ready], scores if len(ready) == len(rows) else scores[ready])
+        self._choose([rows[at] for at in ready], scores.of(ready))
 
-    def _run_tokens(self, rows: Sequence[Row], _: Sequence[int]) -> Scores:
+    def _run_tokens(self, rows: Sequence[Row], _: Sequence[int]) -> RowScores:
         return self._decoder.step([Token(row.key, row.cached, row.tokens[-1]) for row in rows], self._options)
 
-    def _run_chunks(self, rows: Sequence[Row], counts: Sequence[int]) -> Scores:
+    def _run_chunks(self, rows: Sequence[Row], counts: Sequence[int]) -> RowScores:
         chunks = [
             Chunk(row.key, row.cached, row.tokens[row.cached : row.cached + count])
             for row, count in zip(rows, counts, strict=True)
         ]
         return self._decoder.read(chunks, self._options)
 
-    def _choose(self, rows: Sequence[Row], scores: Scores) -> None:
-        for row, outcome in zip(rows, self._sampler.choose([row.key for row in rows], scores), strict=True):
+    def _choose(self, rows: Sequence[Row], scores: RowScores) -> None:
+        for row, outcome in zip(rows, self._outcomes([row.key for row in rows], scores), strict=True):
             if not isinstance(outcome, Choice):
                 self._fail(row, outcome)
                 continue
@@ -169,6 +174,15 @@ class Stepper:
             if row.accept(outcome):
                 self._reuse.finish(row)
                 self.drop(row)
+
+    def _outcomes(self, keys: Sequence[int], scores: RowScores) -> list[Choice | InferenceError]:
+        """Choose; from the best scores alone where no row needs more and the rest lies on a device."""
+        need = self._sampler.need(keys)
+        try:
+            best = scores.best(need.k) if keys and need.kind is not NeedKind.SCORES else None
+            return self._sampler.choose_from(keys, *best) if best else self._sampler.choose(keys, scores.whole())
+        except InferenceError as error:  # bringing them to the host failed
+            return [error] * len(keys)
 
     def _fail(self, row: Row, error: RbeeError) -> None:
         self._came.append((row, error))
