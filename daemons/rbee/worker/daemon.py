@@ -51,7 +51,9 @@ class WorkerDaemon:
         self._verifier = TokenVerifier({})
         self._load_token(definition)
         metrics = WorkerMetrics()
-        self.service = WorkerService(definition, board, metrics, RunningRequests(definition.spec.slots, metrics.ended))
+        spec = definition.spec
+        requests = RunningRequests(spec.slots, metrics.ended, queue=spec.queue)
+        self.service = WorkerService(definition, board, metrics, requests)
         admins = PeerAdmins(frozenset(definition.defaults.admin_users))
         self._server = Server(build_worker_app(self.service, self._verifier, admins), sockets, CLOSE_GRACE_S)
         self._serving = False

@@ -62,7 +62,9 @@ class WorkerMetrics:
             buckets=INFERENCE_BUCKETS,
             registry=self.registry,
         )
-        self.slots = Gauge("rbee_worker_slots", "Slots by state", ("state",), registry=self.registry)
+        self.slots = Gauge(
+            "rbee_worker_slots", "Slots by state, and requests waiting for one", ("state",), registry=self.registry
+        )
         self.load_seconds = Gauge("rbee_worker_load_seconds", "How long loading took", registry=self.registry)
         self.info = Info("rbee_worker", "What this worker is", registry=self.registry)
 

@@ -1,8 +1,9 @@
-"""The requests that run: slots, ids, deadlines, and the one way to cancel each of them."""
+"""The requests that run or wait for a slot: ids, deadlines, and the one way to cancel each of them."""
 
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,15 +38,28 @@ class RunningRequest:
 
 
 class RunningRequests:
-    """Slots and what runs in them. Everything happens in the loop's thread, so taking the last slot is atomic."""
+    """Slots, what runs in them, and at most ``queue`` requests that wait for one, in the order they came.
 
-    def __init__(self, slots: int, observe: Callable[[str, str], None], clock: Callable[[], float] = time.monotonic):
+    Everything happens in the loop's thread, so taking the last slot is atomic.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        observe: Callable[[str, str], None],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        queue: int = 0,
+    ) -> None:
         self.slots = slots
+        self.queue = queue
         self.total = 0
         self.draining = False
         self._observe = observe
         self._clock = clock
         self._running: dict[str, RunningRequest] = {}
+        self._busy = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._idle_since: float | None = None
         self._empty = asyncio.Event()
         self._empty.set()
@@ -53,7 +67,12 @@ class RunningRequests:
     @property
     def busy(self) -> int:
         """Slots in use."""
-        return len(self._running)
+        return self._busy
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
 
     @property
     def idle_s(self) -> float:
@@ -68,7 +87,7 @@ class RunningRequests:
     async def slot(
         self, request_id: str, route: str, *, client: str | None = None, deadline: Deadline | None = None
     ) -> AsyncIterator[RunningRequest]:
-        """Hold a slot for the block.
+        """Hold a slot for the block, once one is free.
 
         Raises Draining, AllSlotsBusy, Conflict (the id runs already) or the deadline's error before the block; raises
         the error given to :meth:`RunningRequest.cancel` out of it.
@@ -76,8 +95,10 @@ class RunningRequests:
         running = self._admit(request_id, route, client, deadline)
         already_cancelling = running.task.cancelling()
         timer = self._arm(running, deadline)
-        outcome = "error"
+        outcome, holds = "error", False
         try:
+            await self._turn()
+            holds = True
             yield running
             outcome = "ok" if running.failure is None else running.failure.code.lower()
         except asyncio.CancelledError:
@@ -100,6 +121,8 @@ class RunningRequests:
         finally:
             if timer is not None:
                 timer.cancel()
+            if holds:
+                self._pass_on()
             self._release(running, outcome)
 
     def cancel(self, request_id: str) -> bool:
@@ -141,17 +164,50 @@ class RunningRequests:
             )
         if request_id in self._running:
             raise Conflict("a request of this id runs already: use a new id", details={"request_id": request_id})
-        if self.busy >= self.slots:
-            raise AllSlotsBusy(
-                f"all {self.slots} slots are busy: try again in a moment, or ask another worker",
-                details={"slots_total": self.slots, "slots_busy": self.busy},
-                retry_after_s=BUSY_RETRY_S,
-            )
+        if self.busy >= self.slots and self.waiting >= self.queue:
+            raise self._full()
         running = RunningRequest(request_id, route, client, task, self._clock())
         self._running[request_id] = running
         self._empty.clear()
         self.total += 1
         return running
+
+    def _full(self) -> AllSlotsBusy:
+        details: dict[str, object] = {"slots_total": self.slots, "slots_busy": self.busy}
+        queue = ""
+        if self.queue:
+            details |= {"waiting": self.waiting, "queue": self.queue}
+            queue = f" and {self.waiting} requests wait"
+        return AllSlotsBusy(
+            f"all {self.slots} slots are busy{queue}: try again in a moment, or ask another worker",
+            details=details,
+            retry_after_s=BUSY_RETRY_S,
+        )
+
+    async def _turn(self) -> None:
+        """Take a slot, waiting for one where all are busy; the request's deadline and its client bound the wait."""
+        if self._busy < self.slots:
+            self._busy += 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._pass_on()  # the slot came and the request went in the same moment
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
+            raise
+
+    def _pass_on(self) -> None:
+        """Give a slot that is free to whoever has waited longest."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():  # else its request was cancelled, and has not run since
+                turn.set_result(None)
+                return
+        self._busy -= 1
 
     def _arm(self, running: RunningRequest, deadline: Deadline | None) -> asyncio.TimerHandle | None:
         if deadline is None:

@@ -37,6 +37,52 @@ async def test_slots_are_counted_and_refused_when_taken() -> None:
     assert (requests.busy, requests.total, outcomes) == (0, 1, {"ok": 1})
 
 
+async def test_requests_wait_their_turn_and_the_queue_has_an_end() -> None:
+    requests = RunningRequests(1, Outcomes(), queue=2)
+    order: list[str] = []
+
+    async def run(name: str) -> None:
+        async with requests.slot(name, "/r"):
+            order.append(name)
+
+    async with requests.slot("first", "/r"):
+        waiting = [asyncio.create_task(run(name)) for name in ("second", "third")]
+        await asyncio.sleep(0)
+        assert (requests.busy, requests.waiting) == (1, 2)
+        with pytest.raises(AllSlotsBusy) as refused:
+            await run("fourth")
+        assert refused.value.details == {"slots_total": 1, "slots_busy": 1, "waiting": 2, "queue": 2}
+        assert order == []
+    await asyncio.gather(*waiting)
+    assert order == ["second", "third"]
+    assert (requests.busy, requests.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+async def test_one_that_waits_may_go_and_its_turn_is_not_lost(handed_over: bool) -> None:
+    requests = RunningRequests(1, Outcomes(), queue=2)
+    async with requests.slot("first", "/r"):
+        gone, kept = (asyncio.create_task(hold(requests, name, 0)) for name in ("gone", "kept"))
+        await asyncio.sleep(0)
+        if not handed_over:
+            assert requests.cancel("gone")
+    if handed_over:
+        assert requests.cancel("gone")  # the slot is its own, and it has not run yet
+    with pytest.raises(InferenceCancelled):
+        await gone
+    await kept
+    assert (requests.busy, requests.waiting) == (0, 0)
+
+
+async def test_a_deadline_counts_while_a_request_waits() -> None:
+    requests = RunningRequests(1, Outcomes(), queue=1)
+    async with requests.slot("first", "/r"):
+        with pytest.raises(RequestTimeout):
+            async with requests.slot("second", "/r", deadline=after(0.05, time.time())):
+                pass
+        assert requests.waiting == 0
+
+
 async def test_the_idle_clock_starts_at_ready_and_at_the_end_of_the_last_request() -> None:
     now = [100.0]
     requests = RunningRequests(2, Outcomes(), clock=lambda: now[0])

@@ -29,6 +29,7 @@ def build_worker_app(service: WorkerService, verifier: TokenVerifier, admins: Pe
     )
     slots = metrics.slots
     slots.labels("busy").set_function(lambda: service.requests.busy)
+    slots.labels("waiting").set_function(lambda: service.requests.waiting)
     slots.labels("free").set_function(
         lambda: 0 if service.state in (WorkerState.LOADING, WorkerState.DRAINING) else _free(service)
     )

@@ -41,7 +41,7 @@ def run(
     elements: Mapping[str, str],
     options: RunOptions | None = None,
 ) -> list[Array]:
-    """One inference; ``elements`` has the element type of each tensor by name. Raises what run_failure makes of a failure."""
+    """One inference; ``elements`` has the element type of each tensor by name. Raises as run_session."""
     values = {name: _value(array, elements[name]) for name, array in feeds.items()}
     try:
         found = cast(ValueSession, session).run_with_ort_values(list(outputs), values, options)
