@@ -283,6 +283,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"extra_body": {"min_p": 2}}, "min_p"),
     ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
     ({"extra_body": {"min_tokens": 9}, "max_tokens": 8}, "min_tokens"),
+    ({"extra_body": {"min_tokens": 9}, "max_completion_tokens": 8}, "min_tokens"),
     ({"extra_body": {"ignore_eos": True}, "response_format": {"type": "json_object"}}, "ignore_eos"),
     ({"extra_body": {"structured_outputs": {"regex": "(a"}}}, "structured_outputs"),
     ({"extra_body": {"structured_outputs": {}}}, "structured_outputs"),

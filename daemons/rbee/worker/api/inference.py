@@ -89,4 +89,6 @@ def _wanted(body: InferenceBody, text: TextModel) -> Wanted:
     if grammar is not None:
         check_end(body)
     prompt = Prompt(body.prompt, conversation)
-    return Wanted(prompt, body.max_tokens, sampling_of(body, text), stops_of(body.stop), grammar=grammar)
+    return Wanted(
+        prompt, body.max_tokens, sampling_of(body, text, body.max_tokens), stops_of(body.stop), grammar=grammar
+    )

@@ -3,7 +3,8 @@
 https://platform.openai.com/docs/api-reference/chat and /completions; what is not honoured is refused by name.
 """
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from aiohttp import web
@@ -18,6 +19,8 @@ from rbee.worker.api.openai_shapes import ChatShape, ChoiceReader, CompletionSha
 from rbee.worker.api.parameters import read_parameters
 from rbee.worker.service import REQUEST_ID_HEADER, WorkerService
 
+STILL_HERE_S = 5.0
+"""A long tool call must not look like a stream in which nothing comes any more."""
 ShapeOf = partial[ChatShape] | partial[CompletionShape]
 
 
@@ -78,9 +81,9 @@ class OpenAiRoutes:
         try:
             async with generation(self._service, request, wanted) as found:
                 written = shape(found.request_id, self._service.definition.model)
-                deltas = _deltas(found, wanted)
+                coming = deltas(found, wanted)
                 # the head waits for the first text: an error before it is an error answer, and may be tried elsewhere
-                delta = await anext(deltas, None)
+                delta = await anext(coming, None)
                 stream = await BoundedStream.open(request, {REQUEST_ID_HEADER: found.request_id})
                 for index in range(wanted.choices):
                     await _send(stream, written.opening(index), more)
@@ -89,7 +92,7 @@ class OpenAiRoutes:
                         await _send(stream, written.chunk(delta), more)
                     else:
                         last.append((None, written.chunk(delta) | more))  # its reader finds the slot free
-                    delta = await anext(deltas, None)
+                    delta = await anext(coming, None)
                 if usage:
                     last.append((None, {**written.envelope([], streamed=True), "usage": found.usage}))
         except RbeeError as error:
@@ -105,11 +108,16 @@ def _readers(wanted: Wanted) -> list[ChoiceReader]:
     return [ChoiceReader(index, tools.parser() if tools is not None else None) for index in range(wanted.choices)]
 
 
-async def _deltas(found: Generation, wanted: Wanted) -> AsyncIterator[Delta]:
+async def deltas(
+    found: Generation, wanted: Wanted, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Delta]:
+    """What is new, as it comes. While text is held back for a tool call, an empty delta every 5 s says so."""
     readers = _readers(wanted)
+    told = clock()
     async for index, item in found.parts():
         delta = readers[index].read(item)
-        if not delta.is_empty:
+        if not delta.is_empty or clock() - told >= STILL_HERE_S:
+            told = clock()
             yield delta
 
 

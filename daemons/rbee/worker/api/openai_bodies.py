@@ -107,7 +107,7 @@ def _wanted(
         )
     if grammar is not None or enforce:
         check_end(body)
-    sampling = sampling_of(body, text, logprobs)
+    sampling = sampling_of(body, text, limit, logprobs)
     return Wanted(prompt, limit, sampling, stops_of(body.stop), body.n, grammar, tools)
 
 

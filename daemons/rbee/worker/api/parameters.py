@@ -97,8 +97,8 @@ def _is_neutral(name: str, value: object) -> bool:
     return name in LABELS or any(value == neutral and type(value) is type(neutral) for neutral in NEUTRAL.get(name, ()))
 
 
-def sampling_of(body: SamplingBody, text: TextModel, logprobs: int | None = None) -> SamplingParams:
-    """What the request says; the model's own defaults for what it leaves open.
+def sampling_of(body: SamplingBody, text: TextModel, limit: int | None, logprobs: int | None = None) -> SamplingParams:
+    """What the request says; the model's own defaults for what it leaves open. ``limit`` is its most tokens.
 
     Raises InvalidRequest where parameters do not go together, or name a token that the model does not have.
     """
@@ -106,8 +106,8 @@ def sampling_of(body: SamplingBody, text: TextModel, logprobs: int | None = None
     bias = tuple(sorted((body.logit_bias or {}).items()))
     if bias and bias[-1][0] >= text.vocabulary:
         _refuse("logit_bias", f"it names the token {bias[-1][0]}, and the model's last one is {text.vocabulary - 1}")
-    if body.max_tokens is not None and body.min_tokens > body.max_tokens:
-        _refuse("min_tokens", f"it is {body.min_tokens} and max_tokens is {body.max_tokens}")
+    if limit is not None and body.min_tokens > limit:
+        _refuse("min_tokens", f"it is {body.min_tokens}, and the most tokens are {limit}")
     return SamplingParams(
         temperature=default.temperature if body.temperature is None else body.temperature,
         top_p=default.top_p if body.top_p is None else body.top_p,
