@@ -98,7 +98,9 @@ class Task:
     # its events
 
     def _keep(self, name: str, data: bytes) -> None:
-        if name in _ENDS and self.state is TaskState.RUNNING:
+        if self.state is not TaskState.RUNNING:
+            return  # a worker that breaks after its end has ended well
+        if name in _ENDS:
             self.state = TaskState.ENDED if name == "end" else TaskState.FAILED
         self._last += 1
         encoded = encode(name, data, str(self._last))
