@@ -267,6 +267,7 @@ def test_a_broken_configuration_at_an_upgrade_is_named_and_costs_no_data(node: M
     doctor = node.run(["rbee", "doctor"], check=False)
     assert doctor.returncode == 1
     assert "next: mend it, then systemctl restart rbee-queen\n" in doctor.stdout, doctor.stdout
+    assert "rbee-queen.socket" not in doctor.stdout, doctor.stdout  # closed until then: no trouble of its own
     node.write("/etc/rbee/queen.yaml", "log_level: info\n")
     node.systemctl("restart", "rbee-queen")
     assert f"version {NEXT}" in node.run(["rbee", "status"]).stdout

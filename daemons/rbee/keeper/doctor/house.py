@@ -68,8 +68,10 @@ def units(systemd: Path = Path("/run/systemd/system")) -> Iterator[Finding]:
         return
     yield from _unit("rbee.target", "rbee-common")
     for daemon in DAEMONS:
-        for kind in ("socket", "service"):
-            yield from _unit(f"rbee-{daemon}.{kind}", f"rbee-{daemon}")
+        service = f"rbee-{daemon}.service"
+        if _show(service).get("ActiveState") != "failed":  # a daemon that failed has closed its socket
+            yield from _unit(f"rbee-{daemon}.socket", f"rbee-{daemon}")
+        yield from _unit(service, f"rbee-{daemon}")
     loaded = _show(unit_of("x"))
     if loaded.get("LoadState") != "loaded":
         yield warn("units", "rbee-worker@.service is not installed: no worker can run here", "apt install rbee-worker")

@@ -37,9 +37,7 @@ async def sockets(run_dir: Path) -> AsyncIterator[Finding]:
     for daemon in ("queen", "hive"):
         path = run_dir / f"{daemon}.sock"
         if not path.exists():
-            yield warn(
-                "sockets", f"{path} is not there", f"systemctl start rbee-{daemon}.socket, where it is installed"
-            )
+            yield warn("sockets", f"{path} is not there", f"systemctl start rbee-{daemon}, where it is installed")
             continue
         try:
             async with client_session(unix_socket=str(path), connections=1) as session:
