@@ -127,8 +127,10 @@ class Catalogue:
         self.problem = f"{why}; until the next start of the hive the catalogue is kept in memory"
         log(LOGGER, ALERT, "the catalogue goes on in memory", why=why)
         self._file = CatalogueFile(IN_MEMORY)
-        await self._run(self._file.open)
-        await self._run(self._file.reconcile, self._models)
+        try:
+            await self._run(self._file.reconcile, self._models)
+        except StorageUnavailable as error:  # the disk of the models as well: each is found when it is asked for
+            log(LOGGER, logging.ERROR, "the folders of models cannot be read", why=error.message)
 
     async def _run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         try:
