@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 TOKEN = "bench-token"
-_START_S = 60.0
+_START_S, _LOOK_S = 60.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def worker(model: Path, cores: Cores, **definition: object) -> Iterator[int]:
         _define(folder, model, definition)
         roots = [f"--{kind}-dir={folder / kind}" for kind in ("config", "state", "run")]
         argv = cores.serving([sys.executable, "-m", "rbee.worker.main", "--id", "bench", *roots])
-        with process(argv, folder / "log", NOTIFY_SOCKET=str(folder / "notify")):
-            _until_ready(told, folder / "log")
+        with process(argv, folder / "log", NOTIFY_SOCKET=str(folder / "notify")) as started:
+            _until_ready(told, started, folder / "log")
             facts = json.loads((folder / "run/workers/bench/worker.json").read_text())
             yield int(facts["url"].rpartition(":")[2])
 
@@ -95,16 +95,14 @@ def _define(folder: Path, model: Path, definition: dict[str, object]) -> None:
 def _notices(folder: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(folder / "notify"))
-        told.settimeout(_START_S)
+        told.settimeout(_LOOK_S)
         yield told
 
 
-def _until_ready(told: socket.socket, log: Path) -> None:
+def _until_ready(told: socket.socket, started: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline:
-        try:
+    while time.monotonic() < deadline and started.poll() is None:
+        with contextlib.suppress(TimeoutError):
             if "READY=1" in told.recv(65536).decode():
                 return
-        except TimeoutError:
-            break
-    raise OSError(f"the worker was not ready within {_START_S:g} s: {log.read_text()[-2000:]}")
+    raise OSError(f"the worker ended, or was not ready within {_START_S:g} s: {log.read_text()[-2000:]}")

@@ -17,7 +17,7 @@ from rbee.worker.engine.tensor_batches import TensorRow, fixed_first_size, joine
 
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
-SMALL_BYTES = 4096
+SMALL_BYTES = 16384
 """So many are read or written in less time than a thread takes to be woken and to answer."""
 WARM_UP_SIZES = (1, 16, 64, 224)
 

@@ -32,16 +32,19 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> A
     element = datatypes.element_of(name, datatype)
     count = _count(name, shape)
     dtype = np.dtype(np.float32) if element == BF16 else datatypes.storage_type(element)
-    # as objects first: NumPy's own guess for texts is an array in which each one takes the longest one's room
-    seen = np.array(data, dtype=object)
-    types = frozenset(map(type, seen.flat))
-    if list in types:
-        raise invalid(name, "the data is ragged")
-    if not types <= JSON_TYPES[dtype.kind]:
-        raise invalid(name, f"the data is not {datatype}")
+    kinds = JSON_TYPES[dtype.kind]
+    seen: Any = data
+    if not (isinstance(data, list) and dtype.kind != "O" and kinds.issuperset(map(type, data))):
+        # as objects: NumPy's own guess for texts is an array in which each one takes the longest one's room
+        seen = np.array(data, dtype=object)
+        types = frozenset(map(type, seen.flat))
+        if list in types:
+            raise invalid(name, "the data is ragged")
+        if not types <= kinds:
+            raise invalid(name, f"the data is not {datatype}")
     try:
         with np.errstate(over="raise"):
-            values = seen.astype(dtype)
+            values = np.asarray(seen, np.float64 if dtype.kind == "f" else dtype).astype(dtype, copy=False)
     except (ValueError, OverflowError, FloatingPointError):
         raise invalid(name, f"the data does not fit {datatype}") from None
     if values.size != count:
