@@ -17,6 +17,8 @@ from rbee.wire.http.client import RemoteError
 
 BUSY_WAITS_S = (1.0, 2.0, 4.0)
 _ACK_LIMIT_S = 5.0
+_BUSY = ("ALL_SLOTS_BUSY", "TOO_MANY_REQUESTS")
+"""A worker's word for no free slot, and the queen's for a queue that is too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +34,16 @@ async def infer(
 ) -> Answer:
     """Ask ``daemon`` and follow the answer to its end.
 
-    All slots busy before the first token: tried again after 1, 2 and 4 s. Whatever text came before a failure is
-    kept in a file under ``partials``, which is named. Cancellation (Ctrl+C) sends DELETE and waits at most 5 s.
+    All slots busy, or too many waiting, before the first token: tried again after 1, 2 and 4 s. Whatever text came
+    before a failure is kept in a file under ``partials``, which is named. Cancellation (Ctrl+C) sends DELETE and waits
+    at most 5 s.
     """
     for wait in limits.busy_waits_s:
         answer = Answer(wanted=body.get("max_tokens"))
         try:
             return await _once(daemon, path, body, answer, view, limits, partials)
         except RemoteError as error:
-            if error.code != "ALL_SLOTS_BUSY" or answer.tokens:
+            if error.code not in _BUSY or answer.tokens:
                 raise
             view.say(f"{_busy(error)}: trying again in {wait:g} s")
         await asyncio.sleep(wait)
@@ -100,5 +103,7 @@ def _keep(answer: Answer, view: View, partials: Path) -> None:
 
 
 def _busy(error: RemoteError) -> str:
+    if error.code == "TOO_MANY_REQUESTS":
+        return "too many requests wait for the model"
     busy, total = error.details.get("slots_busy"), error.details.get("slots_total")
     return f"all slots are busy ({busy} of {total})" if total else "all slots are busy"

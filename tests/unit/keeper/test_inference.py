@@ -95,6 +95,22 @@ def test_busy_slots_are_tried_again_after_1_2_and_4_s(person: Person, folder: Pa
     assert "next: wait and try again" in done.stderr
 
 
+def test_a_queue_that_is_too_long_is_tried_again(person: Person, folder: Path) -> None:
+    asked_before: list[Asked] = []
+
+    def full_once(asked: Asked, send: Send) -> None:
+        asked_before.append(asked)
+        if len(asked_before) == 1:
+            send(error("TOO_MANY_REQUESTS", "too many requests wait", 429))
+        else:
+            whole(asked, send)
+
+    with Peer(full_once, folder / "q.sock"):
+        done = person.rbee("--socket", folder / "q.sock", *ASK)
+    assert (done.returncode, len(asked_before)) == (0, 2)
+    assert "too many requests wait for the model: trying again in 1 s" in done.stderr
+
+
 @pytest.mark.parametrize("ending", [b"", STREAM_END], ids=["cut", "ended"])
 def test_a_stream_that_breaks_off_keeps_its_text(person: Person, folder: Path, ending: bytes) -> None:
     with Peer(lambda _, send: send(STREAM_HEAD + tokens(["one", " two"]) + ending), folder / "q.sock"):
