@@ -44,6 +44,7 @@ class Case:
     events: list[Event] = field(default_factory=list)
     streams: list[list[Event]] = field(default_factory=list)
     done: Done | None = None
+    answers: list[Answer] = field(default_factory=list)
     asked: int = 0
     own: str = ""
 
@@ -435,6 +436,22 @@ def answered(case: Case) -> None:
     assert case.answer is not None
     assert case.answer.status == 200, case.answer.body
     assert len(case.source.requests(WEIGHTS)) == 1
+
+
+@when("ten clients ask the queen for the model org/tiny at once")
+def ten_ask(stack: Stack, case: Case) -> None:
+    stack.wait_state("w", "stopped")
+    with ThreadPoolExecutor(10) as pool:
+        path = "/v2/models/org%2Ftiny/infer"
+        case.answers = list(pool.map(lambda _: stack.client.post(path, TENSOR), range(10)))
+
+
+@then("all ten are answered after one download and one start")
+def ten_answered(stack: Stack, case: Case) -> None:
+    assert [answer.status for answer in case.answers] == [200] * 10
+    assert len(case.source.requests(WEIGHTS)) == 1
+    assert stack.hive is not None
+    assert len([line for line in stack.hive.log if "hive: worker ready" in line or "hive: worker idle" in line]) == 1
 
 
 @then("the queen answers for the model org/tiny")

@@ -129,6 +129,12 @@ Feature: Models that arrive by themselves
     When a client asks the queen for the model org/tiny
     Then the answer comes once the model was fetched and its worker started
 
+  @SCENE-11 @E2E-03
+  Scenario: Ten requests at once for a model that is not here are one download and one start
+    Given an operator's file names hf:org/tiny as a worker's model
+    When ten clients ask the queen for the model org/tiny at once
+    Then all ten are answered after one download and one start
+
   Scenario: A model that a worker uses is not removed
     Given a worker of hf:org/tiny is ready
     When a person removes hf:org/tiny

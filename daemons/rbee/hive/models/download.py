@@ -5,6 +5,8 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
+import msgspec
+
 from rbee.hive.models.throttle import BITS, MEGA
 from rbee.hive.models.tries import MOST_TRIES, Failure
 from rbee.wire.errors import DownloadFailed, RbeeError
@@ -14,6 +16,7 @@ from rbee.wire.model_reference import ModelReference
 PACE_S = 0.2
 _WINDOW_S = 3.0
 _MOST_SAMPLES = 64
+_MOST_NOTES = 32
 
 
 class Speed:
@@ -57,7 +60,8 @@ class Download:
         self._total = 0
         self._sizes: dict[str, int] = {}
         self._attempt = 1
-        self._note = ""
+        self._notes: deque[str] = deque(maxlen=_MOST_NOTES)
+        self._noted = 0
         self._speed = Speed(clock)
         self._changed = asyncio.Event()
 
@@ -85,7 +89,8 @@ class Download:
     def failed_try(self, failure: Failure) -> None:
         """A try failed and will be repeated."""
         self._attempt = failure.number + 1
-        self._note = f"{failure.why}; try {failure.number + 1} of {failure.of} in {failure.wait_s:.1f} s"
+        self._notes.append(f"{failure.why}; try {failure.number + 1} of {failure.of} in {failure.wait_s:.1f} s")
+        self._noted += 1
         self._tell()
 
     def succeed(self, row: ModelRow) -> None:
@@ -123,17 +128,22 @@ class Download:
             limit_mbps=self.limit_mbps,
             attempt=self._attempt,
             attempts=MOST_TRIES,
-            note=self._note,
+            note=self._notes[-1] if self._notes else "",
             local_path=None if self.row is None else self.row.local_path,
             duration_s=round(self.duration_s, 3) if self.over else None,
             error=None if self.error is None else self.error.info(None),
         )
 
     async def follow(self) -> AsyncIterator[ModelProgress]:
-        """The progress now, then at each change, five times a second at most, to its end."""
+        """The progress now, then at each change, to its end: five times a second at most, but each try that failed."""
+        told = self._noted
         while True:
             changed = self._changed
             now = self.progress()
+            missed = list(self._notes)[-(self._noted - told) : -1] if self._noted > told + 1 else []
+            told = self._noted
+            for note in missed:
+                yield msgspec.structs.replace(now, stage=Stage.DOWNLOADING, note=note, error=None, local_path=None)
             yield now
             if now.stage.over:
                 return

@@ -184,8 +184,12 @@ async def test_a_source_without_ranges_is_begun_anew(bench: Bench, source: Model
 async def test_six_resets_end_it_and_keep_what_came(bench: Bench, source: ModelSource) -> None:
     reference = source.folder("tiny", FILES)
     source.fault("weights/model.onnx_data", *[Fault(after=100_000) for _ in range(6)])
+    found = await bench.store.obtain(parse(reference))
+    assert isinstance(found, Download)
+    shown = " ".join([progress.note async for progress in found.follow()])
+    assert [number for number in range(2, 7) if f"try {number} of 6" not in shown] == []
     with pytest.raises(DownloadFailed, match="6 tries") as caught:
-        await bench.pull(reference)
+        await found.result()
     assert caught.value.details["tries"] == 6
     assert len(source.requests("model.onnx_data")) == 6
     assert "model.onnx_data" in partials(bench)
@@ -297,6 +301,16 @@ async def test_a_download_can_be_stopped_and_leaves_nothing(bench: Bench, source
     assert await bench.store.cancel(found.model_id)
     assert partials(bench) == []
     assert bench.counted("rbee_hive_model_downloads_total", outcome="cancelled") == 1
+
+
+async def test_what_nobody_went_on_with_for_two_weeks_is_removed(bench_of: Callable[..., Any], tmp_path: Path) -> None:
+    partial = tmp_path / "state/models/.partial"
+    for name, days in (("old", 15), ("new", 13)):
+        (partial / name).mkdir(parents=True)
+        at = time.time() - days * 86_400
+        os.utime(partial / name, (at, at))
+    await bench_of()
+    assert [path.name for path in partial.iterdir()] == ["new"]
 
 
 # One file, and archives.
