@@ -213,16 +213,16 @@ def three(stack: Stack, case: Case) -> None:
         case.streams = list(pool.map(lambda _: _stream(stack, TINY), range(3)))
 
 
-@when(parsers.re(r"a person pulls (?P<reference>\S+)"))
+@when(parsers.re(r"a person pulls (?P<reference>\S+)$"))
 def pulls(case: Case, reference: str) -> None:
     if case.source.sizes_hidden:
         reference = f"{case.source.url}/tiny/"
     case.done = case.person.rbee("model", "pull", reference)
 
 
-@when(f"a person pulls {TINY} to the other node from the first")
-def copies(case: Case) -> None:
-    case.done = case.person.rbee("model", "pull", TINY, "--node", "other", "--from", "bee")
+@when(parsers.re(r"a person pulls hf:org/tiny to the other node with (?P<how>.+)"))
+def copies(case: Case, how: str) -> None:
+    case.done = case.person.rbee("model", "pull", TINY, "--node", "other", *how.split())
 
 
 @when(parsers.parse("a person removes {reference}"))

@@ -53,12 +53,12 @@ class Place:
             return await daemon.call(method, self.path(rest), kind, body=body, timeout_s=timeout_s)
 
 
-async def pull(place: Place, reference: str, from_node: str | None, screen: "PullScreen") -> ModelProgress:
+async def pull(place: Place, wanted: PullRequest, screen: "PullScreen") -> ModelProgress:
     """Let a model be fetched and follow it to its end; returns its last progress.
 
     Raises RemoteError with the reason why it did not come, StreamClosed. Ctrl+C leaves the download going on.
     """
-    body = DownloadRequest(reference) if place.node is None else PullRequest(reference, from_node)
+    body = DownloadRequest(wanted.reference) if place.node is None else wanted
     async with (
         place.daemon() as daemon,
         daemon.stream(

@@ -7,7 +7,7 @@ from aiohttp import hdrs, web
 
 from rbee.queen.core import Core
 from rbee.queen.registry import Hive
-from rbee.wire.errors import HiveUnreachable, InvalidRequest, ProtocolError
+from rbee.wire.errors import HiveUnreachable, InvalidRequest, ProtocolError, RbeeError
 from rbee.wire.http.client import decode_answer
 from rbee.wire.http.server import SseStream, read_json
 from rbee.wire.model_messages import CopySource, DownloadRequest, Pin, PullRequest, TicketAnswer
@@ -19,6 +19,8 @@ VERIFY_LIMIT_S = 3600.0
 QUIET_LIMIT_S = 60.0
 """A hive writes a comment every 15 s into a stream that has nothing to say."""
 _JSON = "application/json"
+_ASKED_AT_ONCE = 16
+_ASK_LIMIT_S = 3.0
 
 
 class ModelRoutes:
@@ -47,9 +49,13 @@ class ModelRoutes:
         return await self._pass_on(request, "/v1/models")
 
     async def download(self, request: web.Request) -> web.StreamResponse:
-        """Let the hive fetch a model, from another hive where ``from_hive`` names one."""
+        """Let the hive fetch a model, from another hive where ``from_hive`` names one or ``copy`` finds one."""
         wanted = await read_json(request, PullRequest)
-        source = None if wanted.from_hive is None else await self._source(wanted.reference, wanted.from_hive)
+        source = None
+        if wanted.from_hive is not None:
+            source = await self._source(wanted.reference, self._hive(wanted.from_hive))
+        elif wanted.copy:
+            source = await self._any_source(wanted.reference, request.match_info["hive"])
         return await self._pass_on(request, "/v1/models/download", DownloadRequest(wanted.reference, source))
 
     async def progress(self, request: web.Request) -> web.StreamResponse:
@@ -72,7 +78,22 @@ class ModelRoutes:
         """Let the hive back its catalogue up."""
         return await self._pass_on(request, "/v1/catalog/backup")
 
-    async def _source(self, text: str, hive_id: str) -> CopySource:
+    async def _any_source(self, text: str, target: str) -> CopySource | None:
+        """A hive other than ``target`` that has the model, the first by name; None where none has or answers."""
+        gate = asyncio.Semaphore(_ASKED_AT_ONCE)
+
+        async def ask(hive: Hive) -> CopySource | None:
+            try:
+                async with gate, asyncio.timeout(_ASK_LIMIT_S):
+                    return await self._source(text, hive)
+            except (RbeeError, TimeoutError):
+                return None
+
+        hives = [hive for hive in self._core.registry.hives() if not hive.manual and hive.hive_id != target]
+        hives.sort(key=lambda hive: hive.hive_id)
+        return next(filter(None, await asyncio.gather(*(ask(hive) for hive in hives))), None)
+
+    async def _source(self, text: str, hive: Hive) -> CopySource:
         """Where the model is copied from, with a ticket of the hive that has it."""
         reference = parse(text)
         if not reference.fetched:
@@ -80,14 +101,13 @@ class ModelRoutes:
                 "a folder of one machine cannot be named on another: copy models that were fetched by a reference",
                 details={"field": "reference"},
             )
-        hive = self._hive(hive_id)
         async with self._core.hives.stream(
             hive, "POST", f"/v1/models/{reference.model_id}/ticket", accept=_JSON, head_limit_s=HEAD_LIMIT_S
         ) as response:
             try:
                 ticket = decode_answer(await response.read(), TicketAnswer)
             except ProtocolError as error:
-                raise HiveUnreachable(f"hive {hive_id} does not speak the protocol: {error.message}") from None
+                raise HiveUnreachable(f"hive {hive.hive_id} does not speak the protocol: {error.message}") from None
         return CopySource(hive.api_url or "", ticket.model, ticket.ticket)
 
     def _hive(self, hive_id: str) -> Hive:

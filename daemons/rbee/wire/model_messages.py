@@ -49,10 +49,14 @@ class DownloadRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PullRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v2/hives/HIVE/models/download of a queen: as the hive's, ``from_hive`` being the hive to copy from."""
+    """POST /v2/hives/HIVE/models/download of a queen: as the hive's, ``from_hive`` being the hive to copy from.
+
+    ``copy``: from whichever hive has it, from its source where none has.
+    """
 
     reference: str
     from_hive: HiveId | None = None
+    copy: bool = False
 
 
 class ModelProgress(msgspec.Struct, frozen=True):

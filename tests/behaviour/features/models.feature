@@ -168,9 +168,14 @@ Feature: Models that arrive by themselves
     Then it exits with 0 and says "install -o rbee-hive"
     And the copy holds the model
 
-  Scenario: A model is copied from one node to another through the queen
+  Scenario Outline: A model is copied from one node to another through the queen
     Given another hive reports to the queen
     And hf:org/tiny was fetched
-    When a person pulls hf:org/tiny to the other node from the first
+    When a person pulls hf:org/tiny to the other node with <how>
     Then it exits with 0 and prints the local path
     And the source was not asked again
+
+    Examples:
+      | how        |
+      | --from bee |
+      | --copy     |

@@ -64,13 +64,14 @@ def test_a_pull_to_a_node_goes_through_the_queen(person: Person) -> None:
     assert json.loads(done.stdout)["local_path"] == "/m/tiny"
     (asked,) = queen.asked
     assert (asked.path, asked.json) == (
-        "/v2/hives/n1/models/download", {"reference": REFERENCE, "from_hive": "n2"},
+        "/v2/hives/n1/models/download", {"reference": REFERENCE, "from_hive": "n2", "copy": False},
     )  # fmt: skip
 
 
 def test_a_copy_without_a_node_that_gets_it_is_a_wrong_usage(person: Person) -> None:
     with Peer(streaming(END)) as hive:
         assert pull(person, hive, "--from", "n2").returncode == 2
+        assert pull(person, hive, "--copy").returncode == 2
     assert hive.asked == []
 
 

@@ -24,6 +24,7 @@ class Store:
         self.tokens: set[str | None] = set()
         self.url = ""
         self.refuse: tuple[int, str] | None = None
+        self.refuse_tickets = False
         self.go_on = asyncio.Event()
 
     def app(self) -> web.Application:
@@ -38,6 +39,8 @@ class Store:
         if self.refuse is not None:
             status, code = self.refuse
             return web.json_response({"error": {"code": code, "message": "no", "details": {"a": 1}}}, status=status)
+        if request.path.endswith("/ticket") and self.refuse_tickets:
+            return web.json_response({"error": {"code": "MODEL_NOT_HERE", "message": "no", "details": {}}}, status=404)
         if request.path.endswith("/ticket"):
             return web.json_response({"model": MODEL, "reference": REFERENCE, "ticket": TICKET, "expires_unix": 9e9})
         if request.headers.get("Accept") == "text/event-stream":
@@ -115,6 +118,22 @@ async def test_a_copy_is_ordered_with_a_ticket_of_the_hive_that_has_it(fleet: Ru
             {"reference": REFERENCE, "source": {"url": store.url, "model": MODEL, "ticket": TICKET}},
         ),
     ]
+
+
+async def test_a_copy_is_taken_from_whichever_hive_has_it_else_from_the_source(
+    fleet: RunningQueen, store: Store
+) -> None:
+    body = {"reference": REFERENCE, "copy": True}
+    await fleet.beat(hive="dead", api_url="http://127.0.0.1:9")
+    await call(fleet, "POST", "/v2/hives/bee/models/download", body)
+    source = {"url": store.url, "model": MODEL, "ticket": TICKET}
+    assert store.asked == [
+        ("POST", f"/v1/models/{MODEL}/ticket", None),
+        ("POST", "/v1/models/download", {"reference": REFERENCE, "source": source}),
+    ]
+    store.refuse_tickets = True
+    await call(fleet, "POST", "/v2/hives/bee/models/download", body)
+    assert store.asked[-1] == ("POST", "/v1/models/download", {"reference": REFERENCE, "source": None})
 
 
 async def test_a_folder_of_one_machine_is_not_copied_to_another(fleet: RunningQueen, store: Store) -> None:

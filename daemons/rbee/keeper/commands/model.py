@@ -13,7 +13,7 @@ from rbee.keeper.render import say, show_json, show_table
 from rbee.keeper.session import json_option
 from rbee.keeper.text import duration, printable, size
 from rbee.wire.errors import InvalidRequest
-from rbee.wire.model_messages import ModelProgress, ModelRow, Pin, Removed, Verified
+from rbee.wire.model_messages import ModelProgress, ModelRow, Pin, PullRequest, Removed, Verified
 from rbee.wire.model_reference import MODEL_ID, parse
 
 node_option = click.option("--node", metavar="HIVE", help="The node whose models are meant, instead of this machine.")
@@ -49,16 +49,18 @@ def list_(as_json: bool) -> None:
 @click.argument("reference")
 @node_option
 @click.option("--from", "from_node", metavar="HIVE", help="Copy it from this node, which has it; with --node.")
+@click.option("--copy", is_flag=True, help="Copy it from whichever node has it, if one has; with --node.")
 @json_option
-def pull(reference: str, node: str | None, from_node: str | None, as_json: bool) -> None:
+def pull(reference: str, node: str | None, from_node: str | None, copy: bool, as_json: bool) -> None:
     """Fetch the model REFERENCE: hf:org/repo[@rev][:pattern], https://host/folder/, or file:///folder."""
     parse(reference)
-    if from_node is not None and node is None:
-        raise click.UsageError("--from copies between two nodes: name the one that gets the model with --node")
+    if node is None and (copy or from_node is not None):
+        raise click.UsageError("--from and --copy copy between nodes: name the one that gets the model with --node")
+    wanted = PullRequest(reference, from_node, copy)
 
     async def follow() -> ModelProgress:
         with PullScreen(terminal=sys.stderr.isatty()) as screen:
-            return await models.pull(Place(node), reference, from_node, screen)
+            return await models.pull(Place(node), wanted, screen)
 
     last = session.run(follow())
     if as_json:
