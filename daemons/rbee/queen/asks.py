@@ -12,7 +12,7 @@ from rbee.queen.fair import Priority
 from rbee.wire.deadline import DEADLINE_HEADER, Deadline, parse_deadline
 from rbee.wire.errors import InvalidRequest
 from rbee.wire.http.server import decode_body, read_body
-from rbee.wire.names import model_name
+from rbee.wire.names import MODEL_NAME, model_name
 
 PRIORITY_HEADER = "X-Rbee-Priority"
 _PASSED_ON = ("Content-Type", "Accept", "Inference-Header-Content-Length")
@@ -21,7 +21,7 @@ _PASSED_ON = ("Content-Type", "Accept", "Inference-Header-Content-Length")
 class Head(msgspec.Struct, frozen=True):
     """The fields that the queen reads of a body; the rest is the worker's."""
 
-    model: Annotated[str, Meta(min_length=1, max_length=128)]
+    model: Annotated[str, Meta(min_length=1, max_length=128, extra_json_schema={"pattern": f"^{MODEL_NAME.pattern}$"})]
     stream: bool | None = None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from rbee import __version__
 from rbee.host.config import Loaded
 from rbee.host.credentials import find_named, find_secret, load_secret
 from rbee.host.journal import set_level
@@ -21,11 +22,12 @@ from rbee.queen.express.lane import Lane
 from rbee.queen.hive_routes import HiveRoutes
 from rbee.queen.inference_routes import OPENAI_ROUTES, InferenceRoutes
 from rbee.queen.model_routes import ModelRoutes
-from rbee.queen.reply import name_times
+from rbee.wire.errors import ConfigError
+from rbee.queen.reply import CARRIED, name_times
 from rbee.queen.status_routes import StatusRoutes, problems
 from rbee.queen.worker_routes import WorkerRoutes
 from rbee.wire.auth import Role, Secret, TokenVerifier
-from rbee.wire.errors import ConfigError
+from rbee.wire.http.openapi import DocumentRoute
 from rbee.wire.http.server import Server, build_app, metrics_handler
 from rbee.wire.log import log
 from rbee.wire.peer import PeerAdmins
@@ -162,6 +164,7 @@ def make_app(core: Core, verifier: TokenVerifier, admins: PeerAdmins) -> web.App
         openai_prefixes=(*OPENAI_ROUTES, "/v1/models"),
     )
     app.on_response_prepare.append(name_times)
+    DocumentRoute(app, "rbee queen", __version__, CARRIED)
     app.router.add_get("/metrics", metrics_handler(core.metrics.registry))
     HiveRoutes(core).add_to(app)
     WorkerRoutes(core).add_to(app)

@@ -59,7 +59,7 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     candidates: list[Considered] = []
 
 
-class Explanation(msgspec.Struct, frozen=True):
+class Explanation(msgspec.Struct, frozen=True, tag_field="kind", tag="request"):
     """A request's way through the queen; times in ms, ``worker_ms`` from sending to the first byte of the answer."""
 
     correlation_id: str | None
@@ -79,7 +79,7 @@ class Explanation(msgspec.Struct, frozen=True):
     steps: list[Step]
 
 
-class WorkerExplanation(msgspec.Struct, frozen=True):
+class WorkerExplanation(msgspec.Struct, frozen=True, tag_field="kind", tag="worker"):
     """Why a worker gets requests or none: its report as the queen sees it, and the latest requests that met it."""
 
     worker: WorkerReport

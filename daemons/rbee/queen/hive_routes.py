@@ -16,6 +16,7 @@ from rbee.wire.auth import Role
 from rbee.wire.errors import InvalidRequest
 from rbee.wire.http.middleware import allow, routine_route
 from rbee.wire.http.server import SseStream, json_response, read_body, read_json
+from rbee.wire.http.operations import EVENTS, operation
 from rbee.wire.log import log
 from rbee.wire.messages import CallbackAnswer, HeartbeatAnswer, ReadyCallback, WorkerReport
 from rbee.wire.names import hive_id as valid_hive_id
@@ -45,6 +46,7 @@ class HiveRoutes:
         app.router.add_post("/v2/hives/{hive}/heartbeat", hives_only(routine_route(self.heartbeat)))
         app.router.add_get("/v2/hives/{hive}/session", hives_only(self.session))
 
+    @operation(CallbackAnswer, body=ReadyCallback)
     async def ready(self, request: web.Request) -> web.StreamResponse:
         """A worker is ready: stored, and whoever waits for its model is woken before the answer is written."""
         report = await read_json(request, ReadyCallback)
@@ -71,6 +73,7 @@ class HiveRoutes:
         )
         return json_response(CallbackAnswer(True, outcome.message))
 
+    @operation(CallbackAnswer, body=WorkerReport)
     async def state(self, request: web.Request) -> web.StreamResponse:
         """A worker changed: loading with progress, draining, stopped, failed."""
         report = believed(await read_json(request, WorkerReport), peer_of(request))
@@ -86,6 +89,7 @@ class HiveRoutes:
         self._core.sessions.check(report.hive_id, report.boot_id, now)
         return self._core.registry.apply(report, now)
 
+    @operation(HeartbeatAnswer, body=Heartbeat)
     async def heartbeat(self, request: web.Request) -> web.StreamResponse:
         """The whole picture of one machine."""
         core = self._core
@@ -123,6 +127,7 @@ class HiveRoutes:
             )  # fmt: skip
         return outcome
 
+    @operation(media=(EVENTS,), query={"boot_id": "the life of the hive"})
     async def session(self, request: web.Request) -> web.StreamResponse:
         """A stream held open for as long as both sides live; ``?boot_id=`` names the hive's life."""
         core = self._core

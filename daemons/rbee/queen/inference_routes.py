@@ -10,7 +10,7 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import web
 
-from rbee.queen.asks import Ask, read_ask
+from rbee.queen.asks import Ask, Head, read_ask
 from rbee.queen.core import Core
 from rbee.queen.dispatch import REQUEST_ID_HEADER, Call, Refused
 from rbee.queen.explain import Trail
@@ -21,6 +21,7 @@ from rbee.queen.stories import OpenAiStory, Story, TypedStory
 from rbee.queen.tasks import Task, TaskState
 from rbee.wire import context
 from rbee.wire.errors import Conflict, InferenceCancelled, InvalidRequest, ModelNotFound
+from rbee.wire.http.operations import BYTES, EVENTS, JSON, operation
 from rbee.wire.http.server import SseStream, json_response
 from rbee.wire.names import request_id as valid_request_id
 from rbee.wire.sse import CONTENT_TYPE
@@ -30,6 +31,11 @@ INFER_ROUTE = "/v2/models/{model:.+}/infer"
 VERSIONED_INFER_ROUTE = "/v2/models/{model:.+}/versions/{version}/infer"
 TYPED_ROUTE = "/v1/inference"
 COMMENT_S = 15.0
+REQUEST_HEADERS = {
+    "X-Request-Deadline": "when nobody waits any more: ISO-8601 with an offset, or epoch milliseconds",
+    "Prefer": "respond-async: refuse at once where the model is not ready",
+}
+INFER_HEADERS = REQUEST_HEADERS | {"Inference-Header-Content-Length": "bytes of JSON before the binary tensors"}
 
 
 class TaskAnswer(msgspec.Struct, frozen=True):
@@ -71,6 +77,7 @@ class InferenceRoutes:
         app.router.add_get("/v2/tasks/{task}/events", self.task_events)
         app.router.add_delete("/v2/tasks/{task}", self.cancel_task)
 
+    @operation(media=(JSON, EVENTS), body=Head, headers=REQUEST_HEADERS)
     async def openai(self, request: web.Request) -> web.StreamResponse:
         """OpenAI's routes, as bytes to a worker and back; a stream that waits over 5 s is held open by comments."""
         path = request.path
@@ -78,6 +85,7 @@ class InferenceRoutes:
             ask = await self._read(request, account)
             return await self._answer(request, _call(ask, account, lambda worker: path), OpenAiStory(), account)
 
+    @operation(media=(JSON, BYTES), bodies=(JSON, BYTES), headers=INFER_HEADERS)
     async def infer(self, request: web.Request) -> web.StreamResponse:
         """POST /v2/models/M/infer of the Open Inference Protocol, JSON or binary tensors as they come."""
         with self._accounted(request, "/v2/models/{model}/infer") as account:
@@ -86,6 +94,7 @@ class InferenceRoutes:
             call = _call(ask, account, lambda worker: f"{model_path(worker, ask.asked)}/infer")
             return await self._answer(request, call, OpenAiStory(), account)
 
+    @operation(media=(EVENTS,), body=Head, headers=REQUEST_HEADERS)
     async def typed(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/inference: typed events from queued to exactly one end or error."""
         with self._accounted(request, TYPED_ROUTE) as account:
@@ -154,6 +163,7 @@ class InferenceRoutes:
             raise ConnectionResetError("the client left before its answer began")
         return reply.response
 
+    @operation(status=204)
     async def cancel_typed(self, request: web.Request) -> web.StreamResponse:
         """DELETE /v1/inference/R: 204, also for one that is over."""
         request_id = valid_request_id(request.match_info["request_id"])
@@ -163,6 +173,7 @@ class InferenceRoutes:
             running.cancel()
         return web.Response(status=204)
 
+    @operation(TaskAnswer, status=202, body=Head, headers=REQUEST_HEADERS)
     async def start_task(self, request: web.Request) -> web.StreamResponse:
         """POST /v2/tasks: 202 with the task, or its events at once where the client accepts a stream of events."""
         core = self._core
@@ -192,10 +203,12 @@ class InferenceRoutes:
         headers = {"Location": f"/v2/tasks/{task.task_id}"}
         return json_response(_task_answer(task), status=202, headers=headers)
 
+    @operation(TaskAnswer)
     async def task(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/tasks/T: its state."""
         return json_response(_task_answer(self._core.tasks.get(request.match_info["task"])))
 
+    @operation(media=(EVENTS,), headers={"Last-Event-ID": "the event after which to go on"})
     async def task_events(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/tasks/T/events: from the start, or after the event that Last-Event-ID names."""
         task = self._core.tasks.get(request.match_info["task"])
@@ -212,6 +225,7 @@ class InferenceRoutes:
         await stream.end()
         return stream.response
 
+    @operation(status=204)
     async def cancel_task(self, request: web.Request) -> web.StreamResponse:
         """DELETE /v2/tasks/T: 204, also for one that is over or unknown."""
         self._core.tasks.cancel(request.match_info["task"])

@@ -14,6 +14,13 @@ _PASSED_ON = ("Content-Type", "Content-Length", "Inference-Header-Content-Length
 
 TRAIL = web.RequestKey("trail", Trail)
 """Key of a request for a model under which its trail stands."""
+CARRIED = {
+    "X-Correlation-Id": "the request's name in records, errors and explanations",
+    "X-Rbee-Worker": "the worker that answered, or was asked last: HIVE/WORKER, or none",
+    "X-Rbee-Queue-Ms": "how long the request waited for a worker until the head of the answer left",
+    "X-Rbee-Overhead-Ms": "the queen's own part of the time until then",
+}
+"""Headers that every answer carries, and what they say."""
 WORKER_HEADER, QUEUE_HEADER, OVERHEAD_HEADER = "X-Rbee-Worker", "X-Rbee-Queue-Ms", "X-Rbee-Overhead-Ms"
 
 

@@ -10,7 +10,7 @@ from rbee import __version__
 from rbee.queen.asks import read_ask
 from rbee.queen.core import Core, states
 from rbee.queen.dispatch import Call, Refused
-from rbee.queen.explain import nothing_known
+from rbee.queen.explain import Explanation, WorkerExplanation, nothing_known
 from rbee.queen.hive_client import versions_fit
 from rbee.queen.inference_routes import model_path, only_version
 from rbee.queen.passage import Account, accounted
@@ -20,6 +20,7 @@ from rbee.queen.routing import routable
 from rbee.queen.worker_routes import Health, ask_all
 from rbee.wire.errors import ModelNotFound, RbeeError
 from rbee.wire.http.middleware import open_route
+from rbee.wire.http.operations import JSON, operation
 from rbee.wire.http.server import MAX_BODY, json_response
 
 DEEP_AGAIN_S = 1.0
@@ -71,6 +72,33 @@ class ModelList(msgspec.Struct, frozen=True):
     object: str = "list"
 
 
+class ServerMetadata(msgspec.Struct, frozen=True):
+    """GET /v2 of the Open Inference Protocol."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Live(msgspec.Struct, frozen=True):
+    """GET /v2/health/live."""
+
+    live: bool
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """GET /v2/health/ready."""
+
+    ready: bool
+
+
+class ModelReady(msgspec.Struct, frozen=True):
+    """GET /v2/models/M/ready."""
+
+    name: str
+    ready: bool
+
+
 class StatusRoutes:
     """Handlers that change nothing."""
 
@@ -95,6 +123,7 @@ class StatusRoutes:
         app.router.add_get("/v2/explain/{name}", self.explain)
         app.router.add_get("/v2/explain/{hive}/{worker}", self.explain_worker)
 
+    @operation(QueenHealth, query={"deep": "1: ask hives and workers too"})
     async def health(self, request: web.Request) -> web.StreamResponse:
         """Open and cheap; ?deep=1 asks hives and workers too, at most once a second for all callers."""
         core = self._core
@@ -142,11 +171,13 @@ class StatusRoutes:
         silent_s = round(time.monotonic() - hive.heard, 1)
         return HiveHealth(hive.hive_id, hive.version, silent_s, self._core.sessions.is_open(hive.hive_id), problem)
 
+    @operation(ModelList)
     async def models(self, request: web.Request) -> web.StreamResponse:
         """Every model that requests can name, aliases included."""
         known = self._models()
         return json_response(ModelList([known[name] for name in sorted(known)]))
 
+    @operation(Model)
     async def one_model(self, request: web.Request) -> web.StreamResponse:
         """One of them, by its name or alias, as OpenAI's clients retrieve it."""
         found = self._models().get(request.match_info["model"])
@@ -162,19 +193,23 @@ class StatusRoutes:
                 known[alias] = msgspec.structs.replace(known[name], id=alias)
         return known
 
+    @operation(ServerMetadata)
     async def server(self, request: web.Request) -> web.StreamResponse:
         """GET /v2: metadata of the Open Inference Protocol."""
-        return json_response({"name": "rbee", "version": __version__, "extensions": ["binary_tensor_data"]})
+        return json_response(ServerMetadata("rbee", __version__, ["binary_tensor_data"]))
 
+    @operation(Live)
     async def live(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/health/live: the queen answers."""
-        return json_response({"live": True})
+        return json_response(Live(True))
 
+    @operation(Ready, more=(503,))
     async def ready(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/health/ready: 200 once hives known from before have reported, 503 until then."""
         ready = not self._core.settling
-        return json_response({"ready": ready}, status=200 if ready else 503)
+        return json_response(Ready(ready), status=200 if ready else 503)
 
+    @operation(ModelReady, more=(503,))
     async def model_ready(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/models/M/ready: 200 while a worker of it takes requests, 503 otherwise; 404 for an unknown one."""
         only_version(request)
@@ -183,8 +218,9 @@ class StatusRoutes:
         if not workers:
             raise ModelNotFound("no worker serves that model: GET /v1/models lists those that can be asked for")
         ready = any(routable(worker) for worker in workers)
-        return json_response({"name": name, "ready": ready}, status=200 if ready else 503)
+        return json_response(ModelReady(name, ready), status=200 if ready else 503)
 
+    @operation(media=(JSON,))
     async def model(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/models/M: the metadata that its worker gives; a model that is not loaded is not started for it."""
         only_version(request)
@@ -214,6 +250,7 @@ class StatusRoutes:
         account.ok()
         return web.Response(body=body, content_type="application/json")
 
+    @operation(Explanation | WorkerExplanation)
     async def explain(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/explain/ID: what became of the request of that correlation id or request id, or of a worker."""
         name = request.match_info["name"]
@@ -225,6 +262,7 @@ class StatusRoutes:
             return json_response(core.recent.explain_worker(core.registry.find(name, None)))
         raise nothing_known(name)
 
+    @operation(WorkerExplanation)
     async def explain_worker(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/explain/HIVE/WORKER: why the worker gets requests or none, and the latest that met it."""
         worker = self._core.registry.find(request.match_info["worker"], request.match_info["hive"])

@@ -18,6 +18,7 @@ from rbee.queen.places import peer_of
 from rbee.queen.registry import Hive, Worker
 from rbee.queen.routing import Key
 from rbee.wire.errors import BackendUnavailable, Conflict, Forbidden, HiveUnreachable, TooManyRequests, WorkerNotFound
+from rbee.wire.http.operations import EVENTS, operation
 from rbee.wire.http.server import SseStream, json_response, read_json
 from rbee.wire.messages import (
     HiveId,
@@ -39,6 +40,12 @@ HEALTH_AT_ONCE = 32
 COMMENT_S = 15.0
 MANUAL_HIVE = "external"
 MOST_ALIASES = 10_000
+FILTERS = {
+    "hive": "workers of that hive",
+    "state": "workers in that state",
+    "model": "workers of that model or alias",
+    "capability": "workers that have it: cuda, cuda:0, cpu, or a word of their own",
+}
 
 
 class Patch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,6 +72,19 @@ class AliasRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """PUT /v2/aliases/ALIAS: the model that it stands for."""
 
     model: Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class Alias(msgspec.Struct, frozen=True):
+    """An alias and the model that it stands for."""
+
+    alias: str
+    model: str
+
+
+class AliasList(msgspec.Struct, frozen=True):
+    """GET /v2/aliases: each alias and its model."""
+
+    aliases: dict[str, str]
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -128,6 +148,7 @@ class WorkerRoutes:
         router.add_put("/v2/aliases/{alias:.+}", self.put_alias)
         router.add_delete("/v2/aliases/{alias:.+}", self.delete_alias)
 
+    @operation(WorkerList, query=FILTERS)
     async def listing(self, request: web.Request) -> web.StreamResponse:
         """Every worker, or those that fit ?capability=, ?state=, ?model= and ?hive=."""
         views = [worker.view() for worker in self._selected(request)]
@@ -147,20 +168,24 @@ class WorkerRoutes:
                 continue
             yield worker
 
+    @operation(HealthList)
     async def health(self, request: web.Request) -> web.StreamResponse:
         """Ask every worker that has an address for its health: 32 at once, 2 s each."""
         return json_response(HealthList(await ask_all(self._core)))
 
+    @operation(WorkerReport)
     async def get(self, request: web.Request) -> web.StreamResponse:
         """One worker."""
         key = _key(request)
         return json_response(self._core.registry.find(key.worker_id, key.hive_id).view())
 
+    @operation(WorkerReport, body=Patch)
     async def patch(self, request: web.Request) -> web.StreamResponse:
         """Hold a worker back, or let it have work again."""
         wanted = await read_json(request, Patch)
         return json_response(self._core.registry.hold(_key(request), wanted.state == WorkerState.BUSY.value).view())
 
+    @operation(status=204)
     async def delete(self, request: web.Request) -> web.StreamResponse:
         """Take a worker out of the list; the next picture of a hive that has it brings it back."""
         key = _key(request)
@@ -168,6 +193,7 @@ class WorkerRoutes:
             raise WorkerNotFound(f"no worker '{key}' is known here", details={"worker": str(key)})
         return web.Response(status=204)
 
+    @operation(WorkerReport, body=RegisterRequest)
     async def register(self, request: web.Request) -> web.StreamResponse:
         """Upsert a worker that no hive reports; over TCP one of the queen's own machine only."""
         wanted = await read_json(request, RegisterRequest)
@@ -200,6 +226,7 @@ class WorkerRoutes:
         )
         return json_response(self._core.registry.register(report, time.monotonic()).view())
 
+    @operation(Acted, status=202, body=SpawnRequest)
     async def spawn(self, request: web.Request) -> web.StreamResponse:
         """Ask a hive to start a worker: 202 with the hive's answer."""
         wanted = await read_json(request, SpawnRequest)
@@ -227,6 +254,7 @@ class WorkerRoutes:
             raise Conflict("several hives report here: name one as hive_id", details={"hives": names})
         return hives[0]
 
+    @operation(Acted, status=202, body=ShutdownRequest)
     async def shutdown(self, request: web.Request) -> web.StreamResponse:
         """Ask a hive to drain and stop a worker: 202 with the hive's answer."""
         wanted = await read_json(request, ShutdownRequest)
@@ -235,6 +263,7 @@ class WorkerRoutes:
         acted = Acted(True, worker.key.hive_id, wanted.worker_id, "the hive drains and stops the worker", answer)
         return json_response(acted, status=202)
 
+    @operation(media=(EVENTS,))
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Every change as an event: hello, worker, hive; dropped ends a listener that does not keep up."""
         core = self._core
@@ -257,10 +286,12 @@ class WorkerRoutes:
             core.metrics.events_dropped.inc()
         return stream.response
 
+    @operation(AliasList)
     async def aliases(self, request: web.Request) -> web.StreamResponse:
         """Every alias and its model."""
-        return json_response({"aliases": self._core.aliases.all()})
+        return json_response(AliasList(dict(self._core.aliases.all())))
 
+    @operation(Alias, body=AliasRequest)
     async def put_alias(self, request: web.Request) -> web.StreamResponse:
         """Set an alias, for good."""
         alias = model_name(request.match_info["alias"])
@@ -271,8 +302,9 @@ class WorkerRoutes:
             raise TooManyRequests(f"there are {MOST_ALIASES} aliases: remove one that is not used", retry_after_s=60)
         await self._core.store.put_alias(alias, model)
         self._core.aliases.put(alias, model)
-        return json_response({"alias": alias, "model": model})
+        return json_response(Alias(alias, model))
 
+    @operation(status=204)
     async def delete_alias(self, request: web.Request) -> web.StreamResponse:
         """Unset an alias that the API set: 204, also for one that is not set."""
         alias = model_name(request.match_info["alias"])

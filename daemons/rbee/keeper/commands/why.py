@@ -26,7 +26,7 @@ def command(name: str, as_json: bool) -> None:
     if as_json:
         show_json(found)
         return
-    lines = _worker(found) if "worker" in found and isinstance(found["worker"], dict) else _request(found)
+    lines = _worker(found) if found["kind"] == "worker" else _request(found)
     for line in lines:
         click.echo(printable(line))
 

@@ -8,6 +8,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from rbee.wire import context
 from rbee.wire.auth import redacted
 
+OPENMETRICS_MEDIA = "application/openmetrics-text"
 DURATION_BUCKETS = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
@@ -39,7 +40,7 @@ class HttpMetrics:
 
 def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     """The metrics as text and its content type: OpenMetrics where the scraper asks for it, else Prometheus text."""
-    if "application/openmetrics-text" in accept:
+    if OPENMETRICS_MEDIA in accept:
         return _guarded(generate_openmetrics(registry)), OPENMETRICS_TYPE  # type: ignore[no-untyped-call]
     return _guarded(generate_latest(registry)), CONTENT_TYPE_LATEST
 

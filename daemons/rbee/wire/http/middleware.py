@@ -66,13 +66,18 @@ def open_route(handler: Handler) -> Handler:
     return handler
 
 
+def is_open(handler: object) -> bool:
+    """Whether anybody may call the handler."""
+    return bool(getattr(_function(handler), _OPEN, False))
+
+
 def routine_route(handler: Handler) -> Handler:
     """Decorate a handler that is called every few seconds: a caller that is let in leaves no record at level info."""
     setattr(_function(handler), _ROUTINE, True)
     return handler
 
 
-def _function(handler: Handler) -> object:
+def _function(handler: object) -> object:
     return getattr(handler, "__func__", handler)
 
 
@@ -195,6 +200,8 @@ def error_response(error: RbeeError, *, openai: bool) -> web.Response:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = CHALLENGE
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = ", ".join(error.details.get("allowed", ()))
     body = msgspec.json.encode(ErrorBody(info))
     return web.Response(body=body, status=error.status, content_type="application/json", headers=headers)
 

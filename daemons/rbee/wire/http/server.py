@@ -15,7 +15,8 @@ from prometheus_client import CollectorRegistry
 from rbee.wire.auth import TokenVerifier
 from rbee.wire.errors import InternalError, InvalidRequest, PayloadTooLarge, RequestTimeout
 from rbee.wire.http import middleware
-from rbee.wire.http.metrics import HttpMetrics, exposition
+from rbee.wire.http.metrics import OPENMETRICS_MEDIA, HttpMetrics, exposition
+from rbee.wire.http.operations import TEXT, operation
 from rbee.wire.peer import PeerAdmins
 from rbee.wire.sse import CONTENT_TYPE, DONE, comment, encode
 
@@ -61,7 +62,9 @@ def metrics_handler(registry: CollectorRegistry) -> Handler:
     """The open handler of GET /metrics."""
 
     @middleware.open_route
+    @operation(media=(TEXT, OPENMETRICS_MEDIA))
     async def handler(request: web.Request) -> web.StreamResponse:
+        """What is counted and timed, for Prometheus."""
         body, content_type = exposition(registry, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 

@@ -1,0 +1,156 @@
+"""The OpenAPI 3.1 document of a daemon, made from its routes and from the types that they read and write.
+
+What a handler takes and gives stands beside it (:mod:`rbee.wire.http.operations`); paths, methods and who may call are
+the router's own.
+https://spec.openapis.org/oas/v3.1.1
+"""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from rbee.wire.errors import ErrorBody
+from rbee.wire.http.middleware import is_open
+from rbee.wire.http.operations import JSON, Operation, operation, operation_of
+from rbee.wire.http.server import json_response
+
+Json = dict[str, Any]
+ROUTE = "/openapi.json"
+_REF = "#/components/schemas/{name}"
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+_SECURITY: list[Json] = [{"bearer": []}]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A route as the document has it."""
+
+    method: str
+    path: str
+    summary: str
+    open: bool
+    operation: Operation
+
+
+class NotDescribed(LookupError):
+    """A route without an :func:`operation`: a defect."""
+
+
+def described(app: web.Application) -> Iterator[Described]:
+    """Every route of an application; raises NotDescribed."""
+    for route in app.router.routes():
+        if route.method == "HEAD" or route.resource is None:
+            continue
+        handler = route.handler
+        found = operation_of(handler)
+        if found is None:
+            raise NotDescribed(f"{route.method} {route.resource.canonical}")
+        summary = (inspect.getdoc(handler) or "").partition("\n")[0]
+        yield Described(route.method, route.resource.canonical, summary, is_open(handler), found)
+
+
+def document(app: web.Application, title: str, version: str, headers: Mapping[str, str]) -> Json:
+    """The document; ``headers`` are those that every answer carries, with what they say."""
+    routes = list(described(app))
+    types = [kind for route in routes for kind in (route.operation.answer, route.operation.body) if kind is not None]
+    types.append(ErrorBody)
+    schemas, components = msgspec.json.schema_components(types, schema_hook=_any_json, ref_template=_REF)
+    by_type = {id(kind): schema for kind, schema in zip(types, schemas, strict=True)}
+    carried = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
+    writer = _Writer(by_type, carried)
+    paths: dict[str, Json] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = writer.operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": version},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()},
+        },
+    }
+
+
+def _any_json(kind: type) -> Json:
+    """The schema of what msgspec has none for: ``object`` stands for any JSON value."""
+    if kind is object:
+        return {"description": "any JSON value"}
+    raise NotImplementedError(kind)
+
+
+class _Writer:
+    def __init__(self, by_type: Mapping[int, Json], carried: Json) -> None:
+        self._by_type = by_type
+        self._carried = carried
+
+    def operation(self, route: Described) -> Json:
+        """The operation object of one route."""
+        own = route.operation
+        written: Json = {
+            "summary": route.summary,
+            "operationId": _identifier(route),
+            "parameters": [*_path_parameters(route.path), *_parameters("query", own.query),
+                           *_parameters("header", own.headers)],
+            "responses": {str(status): self._answer(own) for status in (own.status, *own.more)}
+            | {"default": self._error()},
+            "security": [] if route.open else _SECURITY,
+        }  # fmt: skip
+        if own.body is not None or own.bodies:
+            written["requestBody"] = {"required": True, "content": self._content(own.body, own.bodies)}
+        return written
+
+    def _content(self, kind: object, media: tuple[str, ...]) -> Json:
+        content: Json = {} if kind is None else {JSON: {"schema": self._by_type[id(kind)]}}
+        return content | {name: {} for name in media}
+
+    def _answer(self, own: Operation) -> Json:
+        answer: Json = {"description": "The answer.", "headers": self._carried}
+        content = self._content(own.answer, own.media)
+        return answer | ({"content": content} if content else {})
+
+    def _error(self) -> Json:
+        content = {JSON: {"schema": self._by_type[id(ErrorBody)]}}
+        return {"description": "An error: what failed, why, what to do.", "headers": self._carried, "content": content}
+
+
+def _identifier(route: Described) -> str:
+    words = re.findall(r"[A-Za-z0-9]+", f"{route.method.lower()} {route.path}")
+    return "_".join(words)
+
+
+def _path_parameters(path: str) -> list[Json]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in _PLACEHOLDER.findall(path)
+    ]
+
+
+def _parameters(place: str, named: Mapping[str, str]) -> list[Json]:
+    return [
+        {"name": name, "in": place, "required": False, "description": text, "schema": {"type": "string"}}
+        for name, text in named.items()
+    ]
+
+
+class DocumentRoute:
+    """Serves the document; made once, when it is first asked for."""
+
+    def __init__(self, app: web.Application, title: str, version: str, headers: Mapping[str, str]) -> None:
+        self._app = app
+        self._words = title, version, headers
+        self._made: Json | None = None
+        app.router.add_get(ROUTE, self.get)
+
+    @operation(Json)
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """This document."""
+        if self._made is None:
+            self._made = document(self._app, *self._words)
+        return json_response(self._made)
