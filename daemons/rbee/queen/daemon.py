@@ -22,11 +22,11 @@ from rbee.queen.express.lane import Lane
 from rbee.queen.hive_routes import HiveRoutes
 from rbee.queen.inference_routes import OPENAI_ROUTES, InferenceRoutes
 from rbee.queen.model_routes import ModelRoutes
-from rbee.wire.errors import ConfigError
 from rbee.queen.reply import CARRIED, name_times
 from rbee.queen.status_routes import StatusRoutes, problems
 from rbee.queen.worker_routes import WorkerRoutes
 from rbee.wire.auth import Role, Secret, TokenVerifier
+from rbee.wire.errors import ConfigError
 from rbee.wire.http.openapi import DocumentRoute
 from rbee.wire.http.server import Server, build_app, metrics_handler
 from rbee.wire.log import log

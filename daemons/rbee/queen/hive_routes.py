@@ -15,10 +15,10 @@ from rbee.queen.rows import Outcome
 from rbee.wire.auth import Role
 from rbee.wire.errors import InvalidRequest
 from rbee.wire.http.middleware import allow, routine_route
-from rbee.wire.http.server import SseStream, json_response, read_body, read_json
 from rbee.wire.http.operations import EVENTS, operation
+from rbee.wire.http.server import SseStream, json_response, read_body, read_json
 from rbee.wire.log import log
-from rbee.wire.messages import CallbackAnswer, HeartbeatAnswer, ReadyCallback, WorkerReport
+from rbee.wire.messages import CallbackAnswer, Heartbeat, HeartbeatAnswer, ReadyCallback, WorkerReport
 from rbee.wire.names import hive_id as valid_hive_id
 
 LOGGER = logging.getLogger(__name__)

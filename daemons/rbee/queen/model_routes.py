@@ -9,8 +9,21 @@ from rbee.queen.core import Core
 from rbee.queen.registry import Hive
 from rbee.wire.errors import HiveUnreachable, InvalidRequest, ProtocolError, RbeeError
 from rbee.wire.http.client import decode_answer
+from rbee.wire.http.operations import EVENTS, JSON, operation
 from rbee.wire.http.server import SseStream, read_json
-from rbee.wire.model_messages import CopySource, DownloadRequest, Pin, PullRequest, TicketAnswer
+from rbee.wire.model_messages import (
+    Backup,
+    CopySource,
+    DownloadRequest,
+    ModelProgress,
+    ModelRow,
+    ModelRows,
+    Pin,
+    PullRequest,
+    Removed,
+    TicketAnswer,
+    Verified,
+)
 from rbee.wire.model_reference import parse
 from rbee.wire.sse import CONTENT_TYPE
 
@@ -44,10 +57,12 @@ class ModelRoutes:
             ]
         )
 
+    @operation(ModelRows)
     async def listing(self, request: web.Request) -> web.StreamResponse:
         """The hive's catalogue."""
         return await self._pass_on(request, "/v1/models")
 
+    @operation(ModelProgress, status=202, media=(EVENTS,), body=PullRequest, more=(200,))
     async def download(self, request: web.Request) -> web.StreamResponse:
         """Let the hive fetch a model, from another hive where ``from_hive`` names one or ``copy`` finds one."""
         wanted = await read_json(request, PullRequest)
@@ -58,22 +73,27 @@ class ModelRoutes:
             source = await self._any_source(wanted.reference, request.match_info["hive"])
         return await self._pass_on(request, "/v1/models/download", DownloadRequest(wanted.reference, source))
 
+    @operation(media=(JSON, EVENTS))
     async def progress(self, request: web.Request) -> web.StreamResponse:
         """How far downloads of the hive are."""
         return await self._pass_on(request, "/v1/models/download/progress")
 
+    @operation(Removed)
     async def remove(self, request: web.Request) -> web.StreamResponse:
         """Let the hive remove a model."""
         return await self._pass_on(request, _model_path(request))
 
+    @operation(Verified)
     async def verify(self, request: web.Request) -> web.StreamResponse:
         """Let the hive verify a model, which reads all of it."""
         return await self._pass_on(request, f"{_model_path(request)}/verify", limit_s=VERIFY_LIMIT_S)
 
+    @operation(ModelRow, body=Pin)
     async def pin(self, request: web.Request) -> web.StreamResponse:
         """Let the hive keep a model from being collected, or let it be."""
         return await self._pass_on(request, f"{_model_path(request)}/pin", await read_json(request, Pin))
 
+    @operation(Backup)
     async def backup(self, request: web.Request) -> web.StreamResponse:
         """Let the hive back its catalogue up."""
         return await self._pass_on(request, "/v1/catalog/backup")

@@ -119,7 +119,7 @@ class StatusRoutes:
         app.router.add_get("/v2/models/{model:.+}/versions/{version}/ready", self.model_ready)
         app.router.add_get("/v2/models/{model:.+}/versions/{version}", self.model)
         app.router.add_get("/v2/models/{model:.+}/ready", self.model_ready)
-        app.router.add_get("/v2/models/{model:.+}", self.model)
+        app.router.add_get("/v2/models/{model:(?!.+/infer$).+}", self.model)
         app.router.add_get("/v2/explain/{name}", self.explain)
         app.router.add_get("/v2/explain/{hive}/{worker}", self.explain_worker)
 

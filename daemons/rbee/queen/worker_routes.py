@@ -32,7 +32,7 @@ from rbee.wire.messages import (
     WorkerState,
 )
 from rbee.wire.messages import WorkerHealth as HealthAnswer
-from rbee.wire.names import model_name, model_reference
+from rbee.wire.names import MODEL_NAME, model_name, model_reference
 from rbee.wire.worker_spec import Backend, Task
 
 HEALTH_LIMIT_S = 2.0
@@ -60,7 +60,7 @@ class RegisterRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker_id: WorkerId
     url: Url
     model_ref: Text
-    backend: Annotated[str, Meta(max_length=32)]
+    backend: Annotated[str, Meta(max_length=32, extra_json_schema={"enum": [known.value for known in Backend]})]
     device: Annotated[int, Meta(ge=0)] = 0
     model: Text | None = None
     task: Task = Task.GENERATE
@@ -71,7 +71,7 @@ class RegisterRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class AliasRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """PUT /v2/aliases/ALIAS: the model that it stands for."""
 
-    model: Annotated[str, Meta(min_length=1, max_length=128)]
+    model: Annotated[str, Meta(min_length=1, max_length=128, extra_json_schema={"pattern": f"^{MODEL_NAME.pattern}$"})]
 
 
 class Alias(msgspec.Struct, frozen=True):

@@ -18,11 +18,23 @@ from rbee.wire.errors import ErrorBody
 from rbee.wire.http.middleware import is_open
 from rbee.wire.http.operations import JSON, Operation, operation, operation_of
 from rbee.wire.http.server import json_response
+from rbee.wire.names import HIVE_ID, MODEL_NAME, WORKER_ID
 
 Json = dict[str, Any]
 ROUTE = "/openapi.json"
 _REF = "#/components/schemas/{name}"
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+_MODEL = f"^{MODEL_NAME.pattern}$"
+_UUID = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+_MOMENT = (
+    r"^([0-9]{1,13}|2[0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
+    r"(\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9]))$"
+)
+_PATTERNS = {
+    "model": _MODEL, "alias": _MODEL, "request_id": _UUID, "version": "^1$",
+    "hive": f"^{HIVE_ID.pattern}$", "worker": f"^{WORKER_ID.pattern}$", "X-Request-Deadline": _MOMENT,
+    "Last-Event-ID": "^[0-9]{1,12}$", "boot_id": "^[!-~]{1,512}$",
+}  # fmt: skip
 _SECURITY: list[Json] = [{"bearer": []}]
 
 
@@ -127,16 +139,28 @@ def _identifier(route: Described) -> str:
 
 def _path_parameters(path: str) -> list[Json]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        {"name": name, "in": "path", "required": True, "schema": {"minLength": 1} | _schema(name)}
         for name in _PLACEHOLDER.findall(path)
     ]
 
 
 def _parameters(place: str, named: Mapping[str, str]) -> list[Json]:
     return [
-        {"name": name, "in": place, "required": False, "description": text, "schema": {"type": "string"}}
+        {
+            "name": name,
+            "in": place,
+            "required": False,
+            "description": text,
+            "schema": {"type": "string"} if place == "query" else _schema(name),
+        }
         for name, text in named.items()
     ]
+
+
+def _schema(name: str) -> Json:
+    """The schema of a parameter: one name means one thing on every route."""
+    pattern = _PATTERNS.get(name)
+    return {"type": "string"} if pattern is None else {"type": "string", "pattern": pattern}
 
 
 class DocumentRoute:
