@@ -50,7 +50,7 @@ class ModelRoutes:
                 web.get(f"{base}/models", self.listing),
                 web.post(f"{base}/models/download", self.download),
                 web.get(f"{base}/models/download/progress", self.progress),
-                web.delete(f"{base}/models/{{model}}", self.remove),
+                web.delete(f"{base}/models/{{model:(?!download$)[^/]+}}", self.remove),
                 web.post(f"{base}/models/{{model}}/verify", self.verify),
                 web.put(f"{base}/models/{{model}}/pin", self.pin),
                 web.post(f"{base}/catalog/backup", self.backup),
