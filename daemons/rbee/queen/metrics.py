@@ -3,7 +3,7 @@
 import enum
 from collections import Counter as Tally
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -12,6 +12,7 @@ from rbee.queen.fair import FairQueue, Priority
 from rbee.queen.registry import Registry
 from rbee.queen.routing import Reason
 from rbee.queen.waiting import Waiter
+from rbee.wire.http.durations import Durations
 from rbee.wire.http.metrics import DURATION_BUCKETS, HttpMetrics
 from rbee.wire.messages import WorkerState
 
@@ -48,19 +49,19 @@ class QueenMetrics:
             "Times that a worker was asked whether it is ready because its hive was silent; 0 in a healthy system",
             registry=registry,
         )
-        self.callback_delivery = Histogram(
+        self.callback_delivery = Durations(
             "queen_rbee_callback_delivery_seconds",
             "From a hive's sending of a callback to its arrival (clocks of two machines may differ)",
             buckets=HOP_BUCKETS,
             registry=registry,
         )
-        self.ready_to_first_request = Histogram(
+        self.ready_to_first_request = Durations(
             "queen_rbee_ready_to_first_request_seconds",
             "From a ready callback's arrival to the first waiting request sent to that worker",
             buckets=HOP_BUCKETS,
             registry=registry,
         )
-        self.request_duration = Histogram(
+        self.request_duration = Durations(
             "queen_rbee_request_duration_seconds",
             "Inference requests from arrival to the end of their answer",
             ("route", "outcome"),
@@ -72,7 +73,7 @@ class QueenMetrics:
             "queen_rbee_errors_total", "Inference requests that ended with an error, by code", ("code",),
             registry=registry,
         )  # fmt: skip
-        queue = Histogram(
+        queue = Durations(
             "queen_rbee_queue_seconds",
             "Time that a request waited for a worker",
             ("priority",),
@@ -87,7 +88,7 @@ class QueenMetrics:
             "queen_rbee_shed_requests_total", "Requests that were refused a worker, by reason", ("reason",),
             registry=registry,
         )  # fmt: skip
-        self.route = Histogram(
+        self.route = Durations(
             "queen_rbee_route_seconds",
             "CPU time that the choice of a worker took",
             buckets=ROUTE_BUCKETS,

@@ -14,14 +14,15 @@ import msgspec
 import pytest
 from aiohttp import web
 from multidict import CIMultiDictProxy
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram
 
 from rbee.host.sockets import bind_tcp, bind_unix
 from rbee.wire.auth import Role, Secret, TokenVerifier
 from rbee.wire.errors import AllSlotsBusy, ConnectionTimeout, InvalidRequest, ProtocolError, Unavailable
 from rbee.wire.http import server
 from rbee.wire.http.client import RemoteError, client_session, decode_answer, fetch_json
-from rbee.wire.http.metrics import HttpMetrics
+from rbee.wire.http.durations import Durations
+from rbee.wire.http.metrics import HttpMetrics, exposition
 from rbee.wire.http.middleware import IDENTITY, allow, open_route
 from rbee.wire.http.server import (
     Server,
@@ -322,3 +323,21 @@ async def test_metrics_count_each_request_once_in_both_formats(service: Service)
         assert 'test_http_errors_total{code="ALL_SLOTS_BUSY"} 3.0' in text
         response = await session.get(service.url + "/metrics", headers={"Accept": "application/openmetrics-text"})
         assert (await response.text()).endswith("# EOF\n")
+
+
+def test_durations_look_like_prometheus_own_histogram() -> None:
+    values = [0.001, 0.005, 0.0051, 0.3, 7.0, 0.005]
+    texts = []
+    for kind in (Durations, Histogram):
+        registry = CollectorRegistry()
+        family = kind("seconds", "What took so long", ("route",), buckets=(0.005, 0.1, 5.0), registry=registry)
+        for value in values:
+            family.labels("/a").observe(value, {"correlation_id": f"id-{value}"})
+        for content in ("text/plain", "application/openmetrics-text"):
+            text = exposition(registry, content)[0].decode()
+            texts.append([line.split(" # ")[0] for line in text.splitlines() if "_created" not in line])
+        assert 'correlation_id="id-7.0"' in text
+    assert texts[:2] == texts[2:]
+    with pytest.raises(ValueError, match="route"):
+        family = Durations("s", "S", ("route",), buckets=(1.0,), registry=CollectorRegistry())
+        family.labels()

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from urllib.parse import quote
 
 import msgspec
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter
 
 from rbee.queen.asks import Head as Fields
 from rbee.queen.core import Core
@@ -24,6 +24,7 @@ from rbee.wire import correlation_ids
 from rbee.wire.auth import ANONYMOUS, Identity, Role, TokenVerifier
 from rbee.wire.deadline import DEADLINE_HEADER
 from rbee.wire.errors import ErrorBody, RbeeError
+from rbee.wire.http.durations import Series
 from rbee.wire.http.middleware import record_authenticated
 from rbee.wire.names import MODEL_NAME
 
@@ -172,8 +173,8 @@ class _Children:
 
     requests: Counter
     http_requests: Counter
-    duration: Histogram
-    http_duration: Histogram
+    duration: Series
+    http_duration: Series
 
 
 class _Counts:

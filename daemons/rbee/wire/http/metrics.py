@@ -1,12 +1,13 @@
 """Counters that every HTTP server keeps of itself, and the /metrics route."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_TYPE
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from rbee.wire import context
 from rbee.wire.auth import redacted
+from rbee.wire.http.durations import Durations
 
 OPENMETRICS_MEDIA = "application/openmetrics-text"
 DURATION_BUCKETS = (
@@ -29,7 +30,7 @@ class HttpMetrics:
         self.errors = Counter(
             f"{prefix}_http_errors_total", "Answers that are errors, by code", ("code",), registry=registry
         )
-        self.duration = Histogram(
+        self.duration = Durations(
             f"{prefix}_http_request_seconds",
             "Time from request to the end of its answer",
             ("route",),
