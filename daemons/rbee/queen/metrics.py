@@ -90,7 +90,7 @@ class QueenMetrics:
         )  # fmt: skip
         self.route = Durations(
             "queen_rbee_route_seconds",
-            "CPU time that the choice of a worker took",
+            "CPU time that the choice of a worker took, of one choice in eight",
             buckets=ROUTE_BUCKETS,
             registry=registry,
         )

@@ -5,6 +5,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from rbee.wire.errors import LoadingTimeout, RbeeError, WorkerFailed
 from rbee.wire.messages import WorkerReport, WorkerState
 
@@ -132,7 +134,7 @@ class Reason(enum.StrEnum):
     TRIAL = "trial"
 
 
-class Seen(NamedTuple):
+class Seen(msgspec.Struct, frozen=True, gc=False):
     """One worker of the model at the moment in which a request was placed."""
 
     key: Key
@@ -151,8 +153,7 @@ class Seen(NamedTuple):
 MOST_SEEN = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True, gc=False):
     """Where a request was sent and why: ``considered`` are at most four of the model's ``workers`` as they were.
 
     ``waited_ms`` is its time in the queue, ``retries`` how many workers had failed or refused it before, and ``work``

@@ -126,8 +126,7 @@ class Worker:
         return msgspec.structs.replace(self.report, state=self.state, slots_available=available, reason=reason)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """A worker changed; ``removed`` when it is gone. ``load_only``: nothing but its count of requests changed."""
 
     worker: Worker
