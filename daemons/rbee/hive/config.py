@@ -14,6 +14,7 @@ from msgspec import Meta
 from rbee.host.paths import Paths
 from rbee.wire import names
 from rbee.wire.errors import ConfigError
+from rbee.wire.tls_files import TlsFiles
 
 CALLBACK_VARIABLE = "QUEEN_CALLBACK_URL"
 CALLBACK_FIELD = "queen.callback_url"
@@ -92,6 +93,7 @@ class HiveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``idle_limit_s`` is the default of workers that name none; 0 = never stop for idleness. ``api_url`` is where the
     queen reaches this hive (default: its own TCP address). ``model_roots`` are the folders that may hold models.
+    ``tls`` names the files of mutual TLS with a queen on another machine.
     """
 
     hive_id: Annotated[str, Meta(max_length=63)] | None = None
@@ -108,6 +110,7 @@ class HiveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_dir: PathText = "/run/rbee"
     limits: Limits = Limits()
     models: ModelSettings = ModelSettings()
+    tls: TlsFiles = TlsFiles()
     tokens: Tokens = Tokens()
     admin_users: list[Annotated[str, Meta(min_length=1, max_length=64)]] = []
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"

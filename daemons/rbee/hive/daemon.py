@@ -35,7 +35,7 @@ from rbee.host.credentials import find_secret
 from rbee.host.journal import set_level
 from rbee.host.machine import machine_facts
 from rbee.host.notify import Notifier, counted
-from rbee.host.sockets import refuse_public_without_token, tcp_address
+from rbee.host.sockets import encrypted_for_others, is_loopback, refuse_public_without_token, tcp_address
 from rbee.host.units.facts import UnitSupervisor
 from rbee.wire.auth import Role, Secret, TokenVerifier
 from rbee.wire.errors import ConfigError
@@ -46,6 +46,7 @@ from rbee.wire.log import log
 from rbee.wire.messages import API_VERSION, MachineFacts, WorkerReport, WorkerState
 from rbee.wire.peer import PeerAdmins
 from rbee.wire.tasks import TaskOwner
+from rbee.wire.tls import client_context, load_identity, server_context
 
 LOGGER = logging.getLogger(__name__)
 CONNECTIVITY_LIMIT_S = 5.0
@@ -106,7 +107,10 @@ class HiveDaemon:
         self._api.add_to(app)
         ModelRoutes(self._store, ModelOrders(self._store, config.paths.state_dir)).add_to(app)
         app.router.add_get("/metrics", metrics_handler(registry))
-        self._server = Server(app, self._sockets, _CLOSE_GRACE_S)
+        identity = config.tls.identity
+        tls = encrypted_for_others(self._sockets, None if identity is None else lambda: server_context(identity))
+        self._server = Server(app, self._sockets, _CLOSE_GRACE_S, tls=tls)
+        self._client_tls = None if identity is None else client_context()
         self._session: aiohttp.ClientSession | None = None
         self._callbacks: Callbacks | None = None
         self._link: QueenLink | None = None
@@ -129,6 +133,7 @@ class HiveDaemon:
             await self._test_queen(self._session, callback_url(url or ""))
             self._tasks.start(self._link.keep_session(), "session with the queen")
             self._tasks.start(self._link.keep_beating(), "heartbeat")
+            self._keep_certificate(self._session, callback_url(url or ""))
         self._tasks.start(self._health.run(self._config.health_interval_s), "health checks")
         self._tasks.start(self._refresh(), "definitions and machine facts")
         self._show()
@@ -156,6 +161,9 @@ class HiveDaemon:
         self._put_tokens(config)
         if self._session is not None:
             _put_bearer(self._session, _callback_token(config))
+        identity = self._config.tls.identity
+        if identity is not None and self._client_tls is not None:
+            load_identity(self._client_tls, identity)
         if self._link is not None:
             self._link.token_changed()
         waiting = needing_restart(self._config, config)
@@ -249,7 +257,10 @@ class HiveDaemon:
         ]  # fmt: skip
 
     def _open_way_to_queen(self, url: str) -> None:
-        self._session = client_session(token=_callback_token(self._config))
+        identity = self._config.tls.identity
+        if identity is not None and self._client_tls is not None:
+            load_identity(self._client_tls, identity)
+        self._session = client_session(token=_callback_token(self._config), tls=self._client_tls)
         self._callbacks = Callbacks(url, self._session, self._tasks, self._metrics, self._on_way_changed)
         self._link = QueenLink(
             url,
@@ -264,6 +275,15 @@ class HiveDaemon:
             on_refused=self._callbacks.refuse,
         )
 
+    def _keep_certificate(self, session: aiohttp.ClientSession, url: str) -> None:
+        identity, client = self._config.tls.identity, self._client_tls
+        if identity is not None and client is not None:
+            # imported where it is used: a hive without a certificate does not pay its memory
+            from rbee.hive.renewal import keep_certificate
+
+            work = keep_certificate(identity, self._table.hive_id, url, session, client)
+            self._tasks.start(work, "this node's certificate")
+
     def _api_url(self) -> str | None:
         if self._config.api_url is not None:
             return callback_url(self._config.api_url)
@@ -271,7 +291,8 @@ class HiveDaemon:
         if address is None:
             return None
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        return f"http://{host}:{address[1]}"
+        plain = self._config.tls.identity is None or all(is_loopback(bound) for bound in self._sockets)
+        return f"{'http' if plain else 'https'}://{host}:{address[1]}"
 
     async def _test_queen(self, session: aiohttp.ClientSession, url: str) -> None:
         """GET /health of the queen: a failure ends the start where she is required, and is recorded where not."""

@@ -17,7 +17,7 @@ def address_of(url: str) -> Address | None:
     """The address that a URL names, localhost included; None for any other name, which is not looked up."""
     try:
         host = urlsplit(url).hostname or ""
-        return _address("127.0.0.1" if host == "localhost" else host)
+        return parse_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
         return None
 
@@ -45,13 +45,14 @@ def same_machine(url: str, peer: str | None) -> bool:
     address = address_of(url)
     if address is None:
         return False
-    told_from = None if peer is None else _address(peer)
+    told_from = None if peer is None else parse_address(peer)
     if told_from is None or is_here(told_from):
         return is_here(address)
     return address == told_from
 
 
-def _address(text: str) -> Address:
+def parse_address(text: str) -> Address:
+    """The address that ``text`` is, an interface behind it left out; raises ValueError."""
     address = ipaddress.ip_address(text.partition("%")[0])  # a link-local peer has its interface behind it
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return address if mapped is None else mapped

@@ -5,7 +5,8 @@ import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rbee.wire.auth import TokenVerifier
@@ -125,6 +126,15 @@ def is_loopback(bound: socket.socket) -> bool:
     if bound.family == socket.AF_UNIX:
         return True
     return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def encrypted_for_others(
+    sockets: Sequence[socket.socket], make: Callable[[], ssl.SSLContext] | None
+) -> Callable[[socket.socket], ssl.SSLContext | None]:
+    """By which context each of ``sockets`` is served: TLS where other machines reach it, if ``make`` makes any."""
+    needed = make is not None and not all(is_loopback(bound) for bound in sockets)
+    context = make() if make is not None and needed else None
+    return lambda bound: None if is_loopback(bound) else context
 
 
 def refuse_public_without_token(sockets: Sequence[socket.socket], verifier: TokenVerifier) -> None:

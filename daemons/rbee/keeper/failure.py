@@ -23,6 +23,7 @@ HINTS = {
     "WORKER_NOT_FOUND": "see which there are: rbee worker list",
     "MODEL_NOT_FOUND": "see which there are: rbee model list",
     "HIVE_UNREACHABLE": "look at the service: systemctl status rbee-hive",
+    "SSH_UNREACHABLE": "see that the machine is on and in reach: ping {host}, and that sshd runs there",
     "HIVE_PROTOCOL_ERROR": "restart the service: systemctl restart rbee-hive",
 }
 
@@ -51,7 +52,7 @@ def hint(error: RbeeError) -> str | None:
     if known is None:
         return None
     unit = error.details.get("unit", "rbee-queen")
-    return known.format(unit=unit, worker=error.details.get("worker_id", "ID"))
+    return known.format(unit=unit, worker=error.details.get("worker_id", "ID"), host=error.details.get("host", "HOST"))
 
 
 def show(error: RbeeError, *, as_json: bool) -> None:

@@ -119,11 +119,11 @@ async def _until(
     async with daemon.stream("GET", EVENTS, head_limit_s=_HEAD_LIMIT_S) as response:
         await act()
         worker = await _find(daemon, worker_id, hive_id)
-        heard = _heard(response)
+        news = heard(response)
         quiet_since = asyncio.get_running_loop().time()
         while not settled(worker):
             limit = quiet_since + _QUIET_LIMIT_S
-            if not await _next(heard, limit):
+            if not await _next(news, limit):
                 raise _quiet(worker_id)
             found = await _find(daemon, worker_id, hive_id)
             if found != worker:
@@ -134,10 +134,10 @@ async def _until(
         return worker
 
 
-async def _next(heard: AsyncIterator[None], limit: float) -> bool:
+async def _next(news: AsyncIterator[None], limit: float) -> bool:
     try:
         async with asyncio.timeout_at(limit):
-            await anext(heard)
+            await anext(news)
     except TimeoutError:
         return False
     except StopAsyncIteration:
@@ -145,7 +145,7 @@ async def _next(heard: AsyncIterator[None], limit: float) -> bool:
     return True
 
 
-async def _heard(response: aiohttp.ClientResponse) -> AsyncIterator[None]:
+async def heard(response: aiohttp.ClientResponse) -> AsyncIterator[None]:
     """Yield once for each chunk that carried an event; what it says is read from the list."""
     decoder = SseDecoder()
     with contextlib.suppress(aiohttp.ClientError):

@@ -25,6 +25,8 @@ COMMANDS = {
     "task": "Cancel a task.",
     "why": "Tell what became of a request, or why a worker gets none.",
     "hive": "Check a machine's hive.",
+    "node": "Add machines to the fleet over SSH, and look after them.",
+    "logs": "Print the journal of a node's hive or worker.",
     "doctor": "Check this machine: what it lacks, and what to do.",
     "credentials": "Make and rotate the tokens of this machine.",
     "config": "Show or write this command's own configuration.",
@@ -32,7 +34,7 @@ COMMANDS = {
     "completion": "Print a script that completes rbee's commands.",
     "version": "Print the version.",
 }
-ALIASES = {"workers": "worker", "models": "model"}
+ALIASES = {"workers": "worker", "models": "model", "nodes": "node"}
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -73,7 +75,7 @@ class LazyGroup(click.Group):
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long a daemon may take to answer; three tries.",
+    help="How long a daemon or an SSH server may take to answer; three tries.",
 )
 @click.pass_context
 def cli(

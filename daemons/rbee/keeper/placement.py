@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rbee.keeper.client import Daemon
 from rbee.keeper.failure import CommandFailed
-from rbee.wire.errors import ModelNotFound
+from rbee.wire.errors import ModelNotFound, NodeNotFound
 from rbee.wire.messages import WorkerReport
+from rbee.wire.nodes import NodeList
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,23 @@ class Bounds:
             and self.backend in (None, worker.backend and worker.backend.value)
             and self.device in (None, worker.device)
         )
+
+
+def node_unknown(name: str) -> NodeNotFound:
+    """The error of a node that is not in the registry, with the command that adds it."""
+    return NodeNotFound(
+        f"there is no node {name} in the registry: add it with 'rbee node add {name} --host ADDRESS'",
+        details={"node": name},
+    )
+
+
+async def check_node(queen: Daemon, workers: Sequence[WorkerReport], node: str | None) -> None:
+    """Raise NodeNotFound for a node that the queen does not know and whose hive reports no worker."""
+    if node is None or any(worker.hive_id == node for worker in workers):
+        return
+    listing = await queen.call("GET", "/v2/registry/beehives/list", NodeList)
+    if all(known.details.name != node for known in listing.nodes):
+        raise node_unknown(node)
 
 
 def check(workers: Sequence[WorkerReport], model: str, bounds: Bounds) -> None:

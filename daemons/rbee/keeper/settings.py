@@ -28,6 +28,8 @@ class KeeperConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hive_url: Address | None = None
     hive_token_file: str | None = None
     hive_socket: str | None = None
+    node_packages: str | None = None
+    node_keyring: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,17 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that a command needs to talk to its daemons; ``source`` is the file that was read, if any."""
+    """Everything that a command needs to talk to its daemons; ``source`` is the file that was read, if any.
+
+    ``node_packages`` is where nodes' packages come from, ``node_keyring`` the file of the key that signs them.
+    """
 
     queen: Place
     hive: Place
     timeout_s: float
     source: Path | None
+    node_packages: str | None = None
+    node_keyring: str | None = None
 
 
 def user_file(environment: Mapping[str, str]) -> Path:
@@ -92,7 +99,7 @@ def resolve(flags: Flags, environment: Mapping[str, str]) -> Settings:
         (flags.hive_socket, flags.hive_url, flags.token_file if flags.hive_url else None),
         (config.hive_socket, config.hive_url, config.hive_token_file),
     )
-    return Settings(queen, hive, flags.timeout_s, source)
+    return Settings(queen, hive, flags.timeout_s, source, config.node_packages, config.node_keyring)
 
 
 def _read(flags: Flags, environment: Mapping[str, str]) -> tuple[KeeperConfig, Path | None]:

@@ -111,6 +111,14 @@ class ClientLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: Weight = 1.0
 
 
+class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The listener for nodes, by mutual TLS; null as host: where public_url says, and none while that is loopback."""
+
+    host: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8443
+    certificate_days: Annotated[float, Meta(gt=0, le=3650)] = 90.0
+
+
 class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of queen.yaml.
 
@@ -120,6 +128,7 @@ class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: Listen = Listen()
     public_url: Annotated[str, Meta(max_length=300)] = DEFAULT_PUBLIC_URL
+    fleet: FleetSettings = FleetSettings()
     state_dir: Path = "/var/lib/rbee"
     run_dir: Path = "/run/rbee"
     heartbeat: HeartbeatLimits = HeartbeatLimits()

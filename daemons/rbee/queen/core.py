@@ -23,6 +23,10 @@ from rbee.queen.express.upstreams import Upstreams
 from rbee.queen.fallback import Fallback
 from rbee.queen.hive_client import HiveClient
 from rbee.queen.metrics import QueenMetrics
+from rbee.queen.nodes.book import Nodes
+from rbee.queen.nodes.enrolment import Enrolments
+from rbee.queen.nodes.fleet import Fleet
+from rbee.queen.nodes.tokens import HIVE_API, WORKER_API, PresentedTokens
 from rbee.queen.policy import Policy
 from rbee.queen.rates import RetryBudget
 from rbee.queen.registry import Registry
@@ -94,26 +98,33 @@ class Core:
         self.sessions = Sessions(self.registry)
         self.aliases = Aliases(config.aliases, {})
         self.store = Store(Path(config.state_dir) / "queen" / "queen.db")
+        self.nodes = Nodes(self.store, self.registry)
+        self._presented = PresentedTokens(Path(config.state_dir) / "queen" / "nodes")
+        self.fleet = Fleet(config, public_url)
+        self.enrolments = Enrolments(self.nodes, self._presented, self.fleet, public_url)
         limits = config.requests
         self.tasks = TaskRegistry(
             self.owner, most=limits.max_tasks, most_events=limits.task_events, retention_s=limits.task_retention_s
         )
-        self.to_workers = client_session(connections=MOST_CONNECTIONS)
-        self.upstreams = Upstreams()
-        self.to_hives = client_session(connections=MOST_CONNECTIONS)
-        self.hives = HiveClient(self.to_hives, lambda: tokens.hive_api)
+        self.to_workers = client_session(connections=MOST_CONNECTIONS, tls=self.fleet.client)
+        self.upstreams = Upstreams(self.fleet.client)
+        self.to_hives = client_session(connections=MOST_CONNECTIONS, tls=self.fleet.client)
+        self.hives = HiveClient(
+            self.to_hives, self._hive_token, lambda hive_id: self.enrolments.refused(hive_id, HIVE_API)
+        )
         self.dispatcher = Dispatcher(
             self.registry,
             self.admission,
             self.to_workers,
-            lambda: tokens.worker_api,
+            self.worker_token,
             self.owner,
             _send_limits(limits),
             RetryBudget(config.routing.retry_share, config.routing.retry_reserve),
             self.metrics,
+            lambda hive_id: self.enrolments.refused(hive_id, WORKER_API),
         )
         self._starter = Starter(self.registry, self.hives, self.owner, self.admission.start_settled)
-        self._fallback = Fallback(self.registry, self.to_workers, lambda: tokens.worker_api, self.owner, self.metrics)
+        self._fallback = Fallback(self.registry, self.to_workers, self.worker_token, self.owner, self.metrics)
         self._expected: set[str] = set()
         self._settles_at = 0.0
         self._noted: dict[str, tuple[str | None, str, float]] = {}
@@ -127,6 +138,11 @@ class Core:
     async def start(self) -> None:
         """Open the store, and begin to watch for silence."""
         rows, aliases = await self.store.open()
+        await self.nodes.load()
+        await asyncio.to_thread(self._presented.load)
+        if self.fleet.url is not None:
+            await asyncio.to_thread(self.fleet.open)
+            self.owner.start(self.fleet.keep_certificate(), "the queen's certificate")
         for alias, model in aliases.items():
             self.aliases.put(alias, model)
         recent = time.time() - RECENT_S
@@ -205,6 +221,13 @@ class Core:
         log(LOGGER, logging.INFO, f"hive {what}", hive=hive_id)
         self.hub.publish("hive", HiveEvent(hive_id, what, _monotonic_us()))
 
+    def _hive_token(self, hive_id: str) -> Secret | None:
+        return self.enrolments.presented(hive_id, HIVE_API, self.tokens.hive_api)
+
+    def worker_token(self, hive_id: str) -> Secret | None:
+        """The token that the workers of a hive's machine want."""
+        return self.enrolments.presented(hive_id, WORKER_API, self.tokens.worker_api)
+
     def _publish(self, change: Change) -> None:
         if change.removed:
             self._fallback.forget(change.worker.key)
@@ -219,10 +242,13 @@ class Core:
             for hive in self.registry.sweep(now):
                 self._noted.pop(hive.hive_id, None)
                 self.store.forget_hive(hive.hive_id)
+                self.nodes.forget_heard(hive.hive_id)
                 self.tell_of_hive(hive.hive_id, "silent for long: its workers are dropped")
             if self._expected and not self.settling:
                 self._expected.clear()
                 self.admission.settled()
+            if not self.nodes.loaded and self.store.problem is None:
+                await self.nodes.load()
             for model in self.admission.waiting_models():
                 self._fallback.consider(model, now)
             self.upstreams.sweep(now)

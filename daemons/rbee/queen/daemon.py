@@ -22,6 +22,7 @@ from rbee.queen.express.lane import Lane
 from rbee.queen.hive_routes import HiveRoutes
 from rbee.queen.inference_routes import OPENAI_ROUTES, InferenceRoutes
 from rbee.queen.model_routes import ModelRoutes
+from rbee.queen.nodes.routes import NodeRoutes
 from rbee.queen.reply import CARRIED, name_times
 from rbee.queen.status_routes import StatusRoutes, problems
 from rbee.queen.worker_routes import WorkerRoutes
@@ -47,15 +48,18 @@ class QueenDaemon:
         self._notifier = notifier
         accepted, self._outgoing = read_tokens(config)
         self._verifier = TokenVerifier(accepted, read_clients(config))
-        self._sockets = listen(config)
+        public_url = check_public_url(config.public_url)
+        self.core = Core(config, self._outgoing, public_url)
+        self._sockets = [*listen(config), *self.core.fleet.listen(public_url)]
         refuse_public_without_token(self._sockets, self._verifier)
-        self.core = Core(config, self._outgoing, check_public_url(config.public_url))
+        self._verifier.of_digest = self.core.nodes.speaker
         admins = PeerAdmins(frozenset(config.admin_users))
         lane = Lane(self.core, self._verifier)
         self._server = Server(
             make_app(self.core, self._verifier, admins),
             self._sockets,
             GRACE_S,
+            tls=self.core.fleet.context_of,
             tcp_connection=lambda manager: ExpressConnection(manager, asyncio.get_running_loop(), lane),
         )
 
@@ -169,6 +173,7 @@ def make_app(core: Core, verifier: TokenVerifier, admins: PeerAdmins) -> web.App
     HiveRoutes(core).add_to(app)
     WorkerRoutes(core).add_to(app)
     ModelRoutes(core).add_to(app)
+    NodeRoutes(core).add_to(app)
     InferenceRoutes(core).add_to(app)
     StatusRoutes(core).add_to(app)
     return app

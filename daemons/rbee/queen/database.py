@@ -13,6 +13,7 @@ MIGRATIONS = (
     ) STRICT;
     CREATE TABLE aliases (alias TEXT PRIMARY KEY, model TEXT NOT NULL, set_unix REAL NOT NULL) STRICT;
     """,
+    "CREATE TABLE nodes (name TEXT PRIMARY KEY, document BLOB NOT NULL) STRICT;",
 )
 """One script for each version of the schema, the first makes version 1; PRAGMA user_version counts them."""
 
@@ -74,3 +75,18 @@ class Database(SqliteFile):
         """Unset an alias; nothing happens when there is none."""
         with self._guarded(), self._open() as connection:
             connection.execute("DELETE FROM aliases WHERE alias = ?", (alias,))
+
+    def nodes(self) -> dict[str, bytes]:
+        """Every node's document by its name."""
+        with self._guarded():
+            return dict(self._open().execute("SELECT name, document FROM nodes"))
+
+    def put_node(self, name: str, document: bytes) -> None:
+        """Insert or replace a node's document."""
+        with self._guarded(), self._open() as connection:
+            connection.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?)", (name, document))
+
+    def remove_node(self, name: str) -> None:
+        """Forget a node; nothing happens when there is none."""
+        with self._guarded(), self._open() as connection:
+            connection.execute("DELETE FROM nodes WHERE name = ?", (name,))

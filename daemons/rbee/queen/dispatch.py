@@ -146,16 +146,18 @@ class Dispatcher:
         registry: Registry,
         admission: Admission,
         session: aiohttp.ClientSession,
-        token: Callable[[], Secret | None],
+        token: Callable[[str], Secret | None],
         owner: TaskOwner,
         limits: SendLimits,
         budget: RetryBudget,
         metrics: QueenMetrics,
+        token_refused: Callable[[str], bool] = lambda hive_id: False,
     ) -> None:
         self._registry = registry
         self.admission = admission
         self._session = session
         self._token = token
+        self._token_refused = token_refused
         self._owner = owner
         self.limits = limits
         self.budget = budget
@@ -250,7 +252,7 @@ class Dispatcher:
                     call.method,
                     f"{lease.url}{call.path(lease.worker)}",
                     data=self._body(call, lease.worker),
-                    headers=self._headers(call),
+                    headers=self._headers(call, lease.worker),
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_LIMIT_S),
                 )
@@ -264,23 +266,24 @@ class Dispatcher:
         except BaseException as error:
             if response is not None:
                 response.close()
-            self._cancel_there(call, lease.url, error)
+            self._cancel_there(call, lease, error)
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
                 raise patience.error(worker) from None
             raise
 
-    def _cancel_there(self, call: Call, url: str, error: BaseException) -> None:
+    def _cancel_there(self, call: Call, lease: Lease, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError | TimeoutError):
-            self.cancel(url, call.request_id)
+            self.cancel(lease, call.request_id)
 
-    def cancel(self, url: str, request_id: str | None) -> None:
+    def cancel(self, lease: Lease, request_id: str | None) -> None:
         """Tell a worker that nobody waits for the request any more; returns at once."""
         if request_id is not None:
-            self._owner.start(self._delete(f"{url}/v1/inference/{request_id}"), "cancel at worker")
+            url, headers = f"{lease.url}/v1/inference/{request_id}", self._authorization(lease.worker)
+            self._owner.start(self._delete(url, headers), "cancel at worker")
 
-    async def _delete(self, url: str) -> None:
+    async def _delete(self, url: str, headers: dict[str, str]) -> None:
         with contextlib.suppress(TimeoutError, aiohttp.ClientError):  # a worker that is gone has cancelled as well
-            async with asyncio.timeout(5.0), self._session.delete(url, headers=self._authorization()):
+            async with asyncio.timeout(5.0), self._session.delete(url, headers=headers):
                 return
 
     @staticmethod
@@ -289,16 +292,16 @@ class Dispatcher:
         body = call.body if name is None or name == call.asked else renamed(call.body, name)
         return io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body  # a large one goes out in pieces
 
-    def _headers(self, call: Call) -> dict[str, str]:
-        headers = request_headers() | dict(call.headers) | self._authorization()
+    def _headers(self, call: Call, worker: Worker) -> dict[str, str]:
+        headers = request_headers() | dict(call.headers) | self._authorization(worker)
         if call.request_id is not None:
             headers[REQUEST_ID_HEADER] = call.request_id
         if call.deadline is not None:
             headers[DEADLINE_HEADER] = call.deadline.raw
         return headers
 
-    def _authorization(self) -> dict[str, str]:
-        token = self._token()
+    def _authorization(self, worker: Worker) -> dict[str, str]:
+        token = self._token(worker.key.hive_id)
         return {} if token is None else {"Authorization": f"Bearer {token.reveal()}"}
 
     def elsewhere(self, refused: Refused, worker: Worker) -> RbeeError | None:
@@ -320,7 +323,8 @@ class Dispatcher:
         return WorkerUnreachable(info.message, details=info.details, retry_after_s=1)
 
     def _no_entry(self, worker: Worker) -> RbeeError:
-        self.admission.doubt(worker, "the queen's token is not accepted")
+        if not self._token_refused(worker.key.hive_id):  # else another one is there, and the same worker may be asked
+            self.admission.doubt(worker, "the queen's token is not accepted")
         return WorkerUnreachable(
             f"worker {worker.key} does not accept the queen's token: give both the same worker_api_token",
             details={"worker": str(worker.key)},

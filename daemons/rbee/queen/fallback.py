@@ -50,7 +50,7 @@ class Fallback:
         self,
         registry: Registry,
         session: aiohttp.ClientSession,
-        token: Callable[[], Secret | None],
+        token: Callable[[str], Secret | None],
         owner: TaskOwner,
         metrics: QueenMetrics,
         *,
@@ -86,7 +86,7 @@ class Fallback:
                 if worker is None or worker.url is None or not may_ask(worker, time.monotonic()):
                     return
                 self._metrics.fallback_polls.inc()
-                ready = await self._ready(worker.url)
+                ready = await self._ready(worker.url, key.hive_id)
                 if self._registry.worker(key) is not worker or not may_ask(worker, time.monotonic()):
                     return  # the hive spoke meanwhile: what it says stands
                 if ready:
@@ -99,8 +99,8 @@ class Fallback:
         finally:
             self._polling.discard(key)
 
-    async def _ready(self, url: str) -> bool:
-        token = self._token()
+    async def _ready(self, url: str, hive_id: str) -> bool:
+        token = self._token(hive_id)
         headers = {} if token is None else {"Authorization": f"Bearer {token.reveal()}"}
         try:
             async with (

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
 
 import aiohttp
 import msgspec
@@ -32,11 +33,20 @@ def versions_fit(ours: str, theirs: str) -> bool:
 
 
 class HiveClient:
-    """Calls to hives over one pool of connections; ``token`` is asked for at each call so that a reload counts."""
+    """Calls to hives over one pool of connections; ``token`` (of a hive id) is asked for at each call.
 
-    def __init__(self, session: aiohttp.ClientSession, token: Callable[[], Secret | None]) -> None:
+    ``refused`` is told that a hive refused its token; where it says so, another one is there to be tried.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        token: Callable[[str], Secret | None],
+        refused: Callable[[str], bool] = lambda hive_id: False,
+    ) -> None:
         self._session = session
         self._token = token
+        self._refused = refused
 
     async def spawn(self, hive: Hive, request: SpawnRequest) -> JsonObject:
         """POST /v1/workers/spawn; returns the hive's answer. Raises as :meth:`call` does."""
@@ -88,7 +98,7 @@ class HiveClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Open an answer that is passed on as it comes, in one try. Raises as :meth:`call` does."""
         url = _address(hive)
-        headers = self._headers() | {"Accept": accept}
+        headers = self._headers(hive) | {"Accept": accept}
         data = None
         if body is not None:
             data, headers["Content-Type"] = msgspec.json.encode(body), "application/json"
@@ -108,15 +118,15 @@ class HiveClient:
                 raise _refusal(hive, remote_error(response.status, await _read(response)))
             yield response
 
-    def _headers(self) -> dict[str, str]:
+    def _headers(self, hive: Hive) -> dict[str, str]:
         headers = request_headers()
-        token = self._token()
+        token = self._token(hive.hive_id)
         if token is not None:
             headers["Authorization"] = f"Bearer {token.reveal()}"
         return headers
 
     async def _try(self, hive: Hive, method: str, url: str, body: object, limit_s: float) -> JsonObject:
-        headers = self._headers()
+        headers = self._headers(hive)
         data = None
         if body is not None:
             data, headers["Content-Type"] = msgspec.json.encode(body), "application/json"
@@ -128,6 +138,8 @@ class HiveClient:
                 answer = await _read(response)
         except TimeoutError:
             raise ConnectionTimeout(f"no answer within {limit_s:g} s") from None
+        if response.status == HTTPStatus.UNAUTHORIZED and self._refused(hive.hive_id):
+            return await self._try(hive, method, url, body, limit_s)
         if response.status >= 400:
             raise _refusal(hive, remote_error(response.status, answer))
         try:

@@ -210,4 +210,4 @@ async def _pass_on(dispatcher: Dispatcher, call: Call, upstream: Upstream, sink:
     finally:
         upstream.close()
         if not whole:
-            dispatcher.cancel(upstream.lease.url, call.request_id)
+            dispatcher.cancel(upstream.lease, call.request_id)

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from rbee.queen.places import Origin
 from rbee.wire.http.server import decode_body
 from rbee.wire.messages import Count, Heartbeat, HiveId, MachineFacts, Text, Url
 
@@ -18,10 +19,10 @@ class Beat(msgspec.Struct, frozen=True):
     machine: MachineFacts
     workers: msgspec.Raw
 
-    def picture(self, peer: str | None) -> int:
+    def picture(self, origin: Origin) -> int:
         """A hash of all that it says of workers, and of where it came from; the machine's own facts are left out."""
         said = (self.boot_id, self.revision, self.version, self.api_url, self.interval_s)
-        return hash((peer, said, bytes(self.workers)))
+        return hash((origin, said, bytes(self.workers)))
 
 
 def read_beat(body: bytes) -> Beat:

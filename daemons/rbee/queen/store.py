@@ -77,6 +77,18 @@ class Store:
         """Unset an alias for good; raises StorageUnavailable."""
         await self._call(self._database.remove_alias, alias)
 
+    async def nodes(self) -> dict[str, bytes]:
+        """The documents of nodes by name; raises StorageUnavailable."""
+        return await self._call(self._database.nodes)
+
+    async def put_node(self, name: str, document: bytes) -> None:
+        """Keep a node's document for good; raises StorageUnavailable."""
+        await self._call(self._database.put_node, name, document)
+
+    async def remove_node(self, name: str) -> None:
+        """Forget a node for good; raises StorageUnavailable."""
+        await self._call(self._database.remove_node, name)
+
     async def backup(self, target: Path) -> None:
         """Write a checked copy to ``target``; raises StorageUnavailable."""
         await self._call(self._database.backup, target)

@@ -157,6 +157,12 @@ class ModelNotHere(NotFound):
     code = "MODEL_NOT_HERE"
 
 
+class NodeNotFound(NotFound):
+    """No node of that name is in the registry."""
+
+    code = "NODE_NOT_FOUND"
+
+
 class MethodNotAllowed(RbeeError):
     """The route exists for other methods only."""
 
@@ -185,6 +191,12 @@ class ModelInUse(Conflict):
     """A worker uses the model; details carry the workers."""
 
     code = "MODEL_IN_USE"
+
+
+class NodeExists(Conflict):
+    """A node of that name is in the registry, or its hive is alive elsewhere."""
+
+    code = "NODE_EXISTS"
 
 
 class PayloadTooLarge(RbeeError):

@@ -13,12 +13,13 @@ from rbee import __version__
 from rbee.host.credentials import find_secret
 from rbee.host.journal import set_level
 from rbee.host.notify import Notifier
-from rbee.host.sockets import refuse_public_without_token
+from rbee.host.sockets import encrypted_for_others, refuse_public_without_token
 from rbee.wire.auth import Role, TokenVerifier
 from rbee.wire.errors import RbeeError
 from rbee.wire.http.server import Server
 from rbee.wire.log import log
 from rbee.wire.peer import PeerAdmins
+from rbee.wire.tls import server_context
 from rbee.worker.api.app import build_worker_app
 from rbee.worker.definition import Definition, load_defaults
 from rbee.worker.loading import LoadedModel, Loader
@@ -55,7 +56,9 @@ class WorkerDaemon:
         requests = RunningRequests(spec.slots, metrics.ended, queue=spec.queue)
         self.service = WorkerService(definition, board, metrics, requests)
         admins = PeerAdmins(frozenset(definition.defaults.admin_users))
-        self._server = Server(build_worker_app(self.service, self._verifier, admins), sockets, CLOSE_GRACE_S)
+        identity = definition.defaults.tls.identity
+        tls = encrypted_for_others(sockets, None if identity is None else lambda: server_context(identity))
+        self._server = Server(build_worker_app(self.service, self._verifier, admins), sockets, CLOSE_GRACE_S, tls=tls)
         self._serving = False
 
     async def start(self) -> None:

@@ -11,6 +11,7 @@ from rbee.host.paths import Paths
 from rbee.wire import names
 from rbee.wire.errors import ConfigError, InvalidModelReference, InvalidRequest
 from rbee.wire.model_reference import kept_folder, model_name_of, of_definition
+from rbee.wire.tls_files import TlsFiles
 from rbee.wire.worker_spec import WorkerSpec
 from rbee.worker.engine.folder import resolve_folder
 
@@ -28,12 +29,15 @@ class WorkerDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``model_roots`` bounds where models may lie (default: the state folder's ``models``). ``cuda_library_path`` is a
     folder with CUDA's libraries where the loader does not find them by itself. ``admin_users`` may use the Unix
-    sockets beside root and the group rbee.
+    sockets beside root and the group rbee. ``listen_host`` is where workers listen whose definition does not say; with
+    ``tls`` one that others can reach is served by mutual TLS.
     """
 
     model_roots: list[str] = []
     cuda_library_path: str | None = None
     log_level: str = "info"
+    listen_host: str = "127.0.0.1"
+    tls: TlsFiles = TlsFiles()
     tokens: Tokens = Tokens()
     admin_users: list[str] = []
 
@@ -54,6 +58,11 @@ class Definition:
     def model_ref(self) -> str:
         """The model's reference: that of the definition, a folder in its file:/// form."""
         return f"file://{self.spec.model}" if self.spec.model.startswith("/") else self.spec.model
+
+    @property
+    def listen_host(self) -> str:
+        """The address to listen on."""
+        return self.spec.listen_host or self.defaults.listen_host
 
     @property
     def token_file(self) -> Path | None:

@@ -91,11 +91,11 @@ def _listen(definition: Definition) -> list[socket.socket]:
     spec, paths = definition.spec, definition.paths
     local = bind_unix(paths.worker_socket(definition.worker_id))
     paths.worker_facts(definition.worker_id).unlink(missing_ok=True)
-    bound, taken = bind_tcp_range(spec.listen_host, spec.ports.first, spec.ports.last)
+    bound, taken = bind_tcp_range(definition.listen_host, spec.ports.first, spec.ports.last)
     port = bound.getsockname()[1]
     if taken:
         log(LOGGER, logging.INFO, "ports taken, the next free one is used", taken=len(taken), port=port)
-    log(LOGGER, logging.INFO, "listening", host=spec.listen_host, port=port, worker=definition.worker_id)
+    log(LOGGER, logging.INFO, "listening", host=definition.listen_host, port=port, worker=definition.worker_id)
     return [local, bound]
 
 

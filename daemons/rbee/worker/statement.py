@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from rbee import __version__
-from rbee.host.sockets import tcp_address
+from rbee.host.sockets import is_loopback, tcp_address
 from rbee.wire.errors import ConfigError
 from rbee.wire.messages import WorkerFacts
 from rbee.wire.worker_spec import Task
@@ -25,7 +25,7 @@ def listening_facts(definition: Definition, sockets: Sequence[socket.socket]) ->
     spec = definition.spec
     return WorkerFacts(
         worker_id=definition.worker_id,
-        url=_url(sockets),
+        url=_url(definition, sockets),
         socket=str(definition.paths.worker_socket(definition.worker_id)),
         model=definition.model,
         model_ref=definition.model_ref,
@@ -68,11 +68,12 @@ def write_facts(definition: Definition, facts: WorkerFacts) -> None:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}: check the folder's owner") from None
 
 
-def _url(sockets: Sequence[socket.socket]) -> str:
+def _url(definition: Definition, sockets: Sequence[socket.socket]) -> str:
     address = tcp_address(sockets)
     if address is None:
         raise ConfigError("the worker listens on no TCP address")
     host, port = address
     if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         host = socket.gethostname()
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    plain = definition.defaults.tls.identity is None or all(is_loopback(bound) for bound in sockets)
+    return f"{'http' if plain else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"

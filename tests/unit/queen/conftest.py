@@ -121,6 +121,7 @@ def configuration(folder: Path, **more: Fields) -> QueenConfig:
     }
     values: dict[str, Any] = {
         "listen": {"port": 0},
+        "fleet": {"port": 0},
         "run_dir": str(folder / "run"),
         "state_dir": str(folder / "state"),
         "tokens": {name: write_secret(folder / name, value) for name, value in secrets.items()},

@@ -17,6 +17,8 @@ EXAMPLE = """\
 # hive_socket: /run/rbee/hive.sock
 # hive_url: http://127.0.0.1:9200
 # hive_token_file: ~/.config/rbee/hive_api_token
+# node_packages: /srv/rbee                # for rbee node install: a folder of .deb files, or a line 'deb ...' of apt
+# node_keyring: /srv/rbee/rbee-archive-keyring.gpg    # with a line of apt: the key that signs its packages
 """
 
 

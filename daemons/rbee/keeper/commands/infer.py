@@ -82,7 +82,9 @@ async def _infer(
         view = View(text, screen.progress, screen.say)
         async with session.connect(place or chosen.queen, chosen, screen.say) as daemon:
             if place is None and bounds.given:
-                placement.check(await all_workers(daemon), body["model"], bounds)
+                workers = await all_workers(daemon)
+                await placement.check_node(daemon, workers, bounds.node)
+                placement.check(workers, body["model"], bounds)
             return await inference.infer(daemon, PATH, body, view=view, limits=limits, partials=partials)
 
 

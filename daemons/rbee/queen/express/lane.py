@@ -111,7 +111,7 @@ class Lane:
                 body = renamed(body, name)
         else:
             path = f"/v2/models/{quote(name or trail.asked, safe='')}/infer".encode()
-        token = self._core.tokens.worker_api
+        token = self._core.worker_token(worker.key.hive_id)
         own = f"X-Correlation-Id: {trail.correlation_id}\r\nX-Rbee-Caller: {trail.caller}\r\n"
         if token is not None:
             own += f"Authorization: Bearer {token.reveal()}\r\n"

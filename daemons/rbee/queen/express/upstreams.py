@@ -1,6 +1,7 @@
 """Connections to workers: kept open, one request on each at a time."""
 
 import asyncio
+import ssl
 import time
 from collections import deque
 from typing import Protocol, cast
@@ -175,9 +176,13 @@ class WorkerConnection(asyncio.Protocol):
 
 
 class Upstreams:
-    """Idle connections by address, the one used last first; those that were not used for a minute are closed."""
+    """Idle connections by address, the one used last first; those that were not used for a minute are closed.
 
-    def __init__(self) -> None:
+    ``tls`` is what the queen shows and asks for at https addresses.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._idle: dict[str, deque[tuple[float, WorkerConnection]]] = {}
         self._closed = False
 
@@ -194,9 +199,10 @@ class Upstreams:
         """A new connection; raises OSError, or TimeoutError after 5 s."""
         loop = asyncio.get_running_loop()
         parts = urlsplit(url)
+        tls = (self._tls or True) if parts.scheme == "https" else None
         async with asyncio.timeout(CONNECT_LIMIT_S):
             _, connection = await loop.create_connection(
-                lambda: WorkerConnection(self, loop, url), parts.hostname or "", parts.port or 80
+                lambda: WorkerConnection(self, loop, url), parts.hostname or "", parts.port or 80, ssl=tls
             )
         return connection
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from typing import Any, TypeVar
 
 import aiohttp
@@ -28,18 +29,25 @@ class RemoteError(RbeeError):
 
 
 def client_session(
-    *, token: Secret | None = None, unix_socket: str | None = None, connections: int = 100, proxies: bool = False
+    *,
+    token: Secret | None = None,
+    unix_socket: str | None = None,
+    connections: int = 100,
+    proxies: bool = False,
+    tls: ssl.SSLContext | None = None,
 ) -> aiohttp.ClientSession:
     """A session to one partner (or, over TCP, to several with the same token).
 
     No cookies, the environment's proxies only with ``proxies``, no total time limit: each call brings its own. At
     most ``connections`` are open at once; a call past that waits within its time limit. The loop sets TCP_NODELAY.
+    ``tls`` is what is shown and asked for at https addresses (default: the machine's own authorities, no certificate
+    of ours).
     """
     connector: aiohttp.BaseConnector
     if unix_socket is not None:
         connector = aiohttp.UnixConnector(unix_socket, limit=connections, keepalive_timeout=60.0)
     else:
-        connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=60.0, ttl_dns_cache=60)
+        connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=60.0, ttl_dns_cache=60, ssl=tls or True)
     headers = {} if token is None else {"Authorization": f"Bearer {token.reveal()}"}
     return aiohttp.ClientSession(
         connector=connector,

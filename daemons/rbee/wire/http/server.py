@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from rbee.wire.http.metrics import OPENMETRICS_MEDIA, HttpMetrics, exposition
 from rbee.wire.http.operations import TEXT, operation
 from rbee.wire.peer import PeerAdmins
 from rbee.wire.sse import CONTENT_TYPE, DONE, comment, encode
+from rbee.wire.tls import HANDSHAKE_LIMIT_S
 
 T = TypeVar("T")
 MAX_BODY = 1 << 20
@@ -192,7 +194,8 @@ class Server:
     """An application served on sockets that are bound already; a client that leaves cancels its handler.
 
     ``grace_s`` is how long :meth:`close` lets running handlers go on before it cancels them. ``tcp_connection`` makes
-    the protocol of a connection by TCP where it is another than aiohttp's.
+    the protocol of a plain connection by TCP where it is another than aiohttp's. ``tls`` says, at the start, by which
+    context a socket is served; None for plain HTTP.
     """
 
     def __init__(
@@ -200,11 +203,14 @@ class Server:
         app: web.Application,
         sockets: Sequence[socket.socket],
         grace_s: float = 30.0,
+        *,
         tcp_connection: Callable[[web.Server], web.RequestHandler] | None = None,
+        tls: Callable[[socket.socket], ssl.SSLContext | None] = lambda bound: None,
     ) -> None:
         self._sockets = list(sockets)
         self._tcp_connection = tcp_connection
         self._grace_s = grace_s
+        self._tls = tls
         self._runner = web.AppRunner(
             app,
             handle_signals=False,
@@ -223,8 +229,14 @@ class Server:
             raise InternalError("the HTTP server did not start")
         loop = asyncio.get_running_loop()
         for bound in self._sockets:
+            context = self._tls(bound)
             if bound.family == socket.AF_UNIX:
                 self._listeners.append(await loop.create_unix_server(factory, sock=bound, backlog=_BACKLOG))
+            elif context is not None:
+                listener = loop.create_server(
+                    factory, sock=bound, backlog=_BACKLOG, ssl=context, ssl_handshake_timeout=HANDSHAKE_LIMIT_S
+                )
+                self._listeners.append(await listener)
             else:
                 made = self._tcp_connection
                 protocol = factory if made is None else functools.partial(made, factory)
