@@ -128,7 +128,7 @@ async def test_spawn_ready_stop_and_end(hive: Hive, queen: Queen) -> None:
     assert (await hive.call("POST", "/v1/workers/spawn", {"worker_id": "w1"}))[0] == 202
     again = await hive.until("w1", "idle")
     assert again["invocation_id"] != row["invocation_id"]
-    assert queen.paths().count("ready") == 2
+    await queen.until(lambda: queen.paths().count("ready") == 2)
     assert await hive.stop() == 0
     assert not _alive(again["pid"])
     told = [body["state"] for path, body, _ in queen.seen if path.endswith("state") or path.endswith("ready")]
