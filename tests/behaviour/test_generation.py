@@ -181,9 +181,10 @@ def the_call(story: Story) -> None:
     (call,) = story.message.tool_calls
     assert call.function.name == "place"
     assert json.loads(call.function.arguments)["kind"] in ("worker", "drone")
-    (delta,) = [delta for choice in story.chunks for delta in choice.delta.tool_calls or []]
-    assert (delta.index, delta.function.name) == (0, "place")
-    assert delta.function.arguments == call.function.arguments
+    deltas = [delta for choice in story.chunks for delta in choice.delta.tool_calls or []]
+    assert [delta.function.name for delta in deltas if delta.function.name] == ["place"]
+    assert "".join(delta.function.arguments for delta in deltas) == call.function.arguments
+    assert len(deltas) > 2
     assert story.chunks[-1].finish_reason == "tool_calls"
 
 
@@ -266,4 +267,6 @@ def table(story: Story) -> None:
     assert story.done.code == 0, story.done.err
     _, *rows = [line.split("\t") for line in story.done.out.splitlines()]
     assert [(row[0], row[1], row[2]) for row in rows] == [("1", "8/8", "0"), ("4", "8/8", "0")]
-    assert all(float(cell) > 0 for row in rows for cell in row[3:])
+    assert all(float(cell) > 0 for row in rows for cell in row[3:7])
+    # tokens of a model as small as this one may come several at a time
+    assert all(float(cell) >= 0 for row in rows for cell in row[7:])

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,8 @@ from rbee.worker.engine import grammar
 from rbee.worker.engine.grammar import GrammarCompiler, GrammarKind, GrammarSpec, json_schema
 from rbee.worker.engine.sampling import BatchSampler, Choice, SamplingParams
 from rbee.worker.engine.tokens import TokenTexts
-from rbee.worker.engine.tools import Tool, ToolCall, ToolCallParser, enforced
+from rbee.worker.engine.tool_parser import MoreArguments, ToolCall, ToolCallParser
+from rbee.worker.engine.tools import Tool, enforced
 
 END, MARK = "<|end|>", "[TOOL_CALLS]"
 
@@ -190,18 +190,15 @@ def test_enforced_calls_are_read_back(
 
     most = 1 + seed % 2
     text = written(compiler, tokenizer, enforced(form, TOOLS[:1], most, special), seed)
-    found = _read(form, [text])
-    assert 1 <= len(found) <= most
-    for call in found:
+    parser = ToolCallParser(form, ("weather", "stop"))
+    found = [*parser.add(text), *parser.flush()]
+    calls, parts = found[::2], found[1::2]
+    assert 1 <= len(calls) == len(parts) <= most, text
+    for call, part in zip(calls, parts, strict=True):
         assert isinstance(call, ToolCall), text
         assert call.name == "weather"
-        assert json.loads(call.arguments)["day"] in ("mon", "tue")
-
-
-def _read(form: ToolFormat, pieces: Sequence[str]) -> list[str | ToolCall]:
-    parser = ToolCallParser(form, ("weather", "stop"))
-    found = [each for piece in pieces for each in parser.add(piece)]
-    return [*found, *parser.flush()]
+        assert isinstance(part, MoreArguments), text
+        assert json.loads(part.text)["day"] in ("mon", "tue")
 
 
 def test_single_tokens_are_spelt_in_bytes(tokenizer: Tokenizer) -> None:

@@ -181,9 +181,11 @@ async def test_enforced_tool_calls(client: openai.AsyncOpenAI, choice: Any) -> N
     assert call.function.name == "stop" or 0 <= arguments["age"] <= 99
     chunks = [chunk async for chunk in await client.chat.completions.create(**given, stream=True)]
     deltas = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
-    assert [delta.index for delta in deltas] == [0]
-    assert deltas[0].function is not None
-    assert (deltas[0].function.name, deltas[0].function.arguments) == (call.function.name, call.function.arguments)
+    assert {delta.index for delta in deltas} == {0}
+    functions = [delta.function for delta in deltas if delta.function is not None]
+    assert [function.name for function in functions if function.name] == [call.function.name]
+    assert "".join(function.arguments or "" for function in functions) == call.function.arguments
+    assert call.function.name == "stop" or len(deltas) > 2
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
     # the call and its result go back as they came
     history = [*QUESTION, message, {"role": "tool", "tool_call_id": call.id, "content": "What is a hive?"}]

@@ -32,21 +32,33 @@ async def told(texts: Sequence[str], seconds_a_piece: float, tools: ToolUse | No
 
 
 CALL = ['<tool_call>{"name": "f", "arg', 'uments": {"a": "', *"bcdefghij", '"}}</tool_call>']
+TURNED = ['<tool_call>{"arguments": {"a": "', *"bcdefghij", '"}, "name": "f"}', "</tool_call>"]
+"""The name comes last, so that nothing can go out before."""
 TOOLS = ToolUse(ToolFormat.HERMES, (), (), 1, enforce=False)
 
 
-async def test_a_long_call_says_every_few_seconds_that_it_goes_on() -> None:
-    found = await told(CALL, STILL_HERE_S / 4, TOOLS)
-    *still, call, end = found
+async def test_a_long_call_whose_name_comes_late_says_every_few_seconds_that_it_goes_on() -> None:
+    *still, call, end = await told(TURNED, STILL_HERE_S / 4, TOOLS)
     assert all(delta.is_empty for delta in still)
-    assert 2 <= len(still) < len(CALL)
-    assert call.calls[0].arguments == '{"a": "bcdefghij"}'
+    assert 2 <= len(still) < len(TURNED)
+    assert [(each.number, each.arguments) for each in call.calls] == [(0, '{"a": "bcdefghij"}')]
     assert end.finish == "tool_calls"
 
 
-async def test_a_short_call_and_plain_text_bring_nothing_empty() -> None:
-    call, end = await told(CALL, 0.01, TOOLS)
-    assert [each.name for each in call.calls] == ["f"]
+async def test_arguments_go_out_as_they_are_written() -> None:
+    first, *parts, end = await told(CALL, STILL_HERE_S, TOOLS)
+    assert first.is_empty or first.calls
+    calls = [call for delta in (first, *parts) for call in delta.calls]
+    begins = [call.begins.name for call in calls if call.begins is not None]
+    assert (begins, {call.number for call in calls}) == (["f"], {0})
+    assert "".join(call.arguments for call in calls) == '{"a": "bcdefghij"}'
+    assert len(calls) > len("bcdefghij")
+    assert end.finish == "tool_calls"
+
+
+async def test_quick_calls_and_plain_text_bring_nothing_empty() -> None:
+    call, end = await told(TURNED, 0.01, TOOLS)
+    assert [each.begins.name for each in call.calls if each.begins is not None] == ["f"]
     assert end.finish == "tool_calls"
     plain = await told(["a", "b"], STILL_HERE_S, None)
     assert [(delta.text, delta.finish) for delta in plain] == [("a", None), ("b", None), ("", "stop")]

@@ -12,27 +12,38 @@ from rbee.wire.worker_spec import ToolFormat
 from rbee.worker.api.messages import CalledFunction, EarlierCall, Message, TextPart, plain_messages
 from rbee.worker.api.tools import ChosenFunction, FunctionBody, NamedChoice, ToolBody, ToolChoice, tool_use
 from rbee.worker.engine.chat import ChatTemplate, Conversation
-from rbee.worker.engine.tools import ToolCall, ToolCallParser, detect, new_call_id
+from rbee.worker.engine.tool_parser import MoreArguments, ToolCall, ToolCallParser, new_call_id
+from rbee.worker.engine.tools import detect
 
 HERMES, LLAMA, MISTRAL = ToolFormat.HERMES, ToolFormat.LLAMA3_JSON, ToolFormat.MISTRAL
 WEATHER = '{"name": "weather", "arguments": {"day": "mön"}}'
 CALL = ("weather", {"day": "mön"})
 STOP = ("stop", {})
-Found = list[str | tuple[str, dict[str, Any]]]
+Found = list[str | tuple[str, Any]]
 
 
 def read(form: ToolFormat, pieces: list[str], most_calls: int = 16) -> Found:
-    """Calls and text as they come out, texts that stand together as one."""
+    """Calls and text as they come out, texts that stand together as one; arguments that are cut off as their text."""
     parser = ToolCallParser(form, ("weather", "stop"), most_calls)
-    found: Found = []
+    found: list[str | list[str]] = []
     for each in [*(out for piece in pieces for out in parser.add(piece)), *parser.flush()]:
         if isinstance(each, ToolCall):
-            found.append((each.name, json.loads(each.arguments)))
+            found.append([each.name, each.arguments])
+        elif isinstance(each, MoreArguments):
+            assert isinstance(found[-1], list)
+            found[-1][1] += each.text
         elif found and isinstance(found[-1], str):
             found[-1] += each
         else:
             found.append(each)
-    return found
+    return [each if isinstance(each, str) else (each[0], _arguments(each[1])) for each in found]
+
+
+def _arguments(text: str) -> Any:  # noqa: ANN401 - JSON, or the text that is none
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 CASES: list[tuple[ToolFormat, str, Found]] = [
@@ -55,11 +66,16 @@ CASES: list[tuple[ToolFormat, str, Found]] = [
     (LLAMA, "a { b", ["a { b"]),
     (LLAMA, "<|python_tag|>print(1)", ["<|python_tag|>print(1)"]),
     (MISTRAL, f"[TOOL_CALLS] [{WEATHER}, {{\"name\": \"stop\", \"arguments\": {{}}}}]", [CALL, STOP]),
-    (MISTRAL, f"[TOOL_CALLS][{WEATHER}", ["[TOOL_CALLS][" + WEATHER]),
+    (MISTRAL, f"[TOOL_CALLS][{WEATHER}", [CALL]),
+    (MISTRAL, "[TOOL_CALLS] I use {braces}", ["[TOOL_CALLS] I use {braces}"]),
     (MISTRAL, "no [TOOL", ["no [TOOL"]),
     (ToolFormat.MISTRAL_ARGS, '[TOOL_CALLS]weather[ARGS]{"day": "mön"}[TOOL_CALLS]stop[ARGS]{}', [CALL, STOP]),
     (ToolFormat.MISTRAL_ARGS, '[TOOL_CALLS]weather[CALL_ID]abc12[ARGS]{"day": "mön"}', [CALL]),
-    (ToolFormat.MISTRAL_ARGS, "[TOOL_CALLS]weather[ARGS]{", ["[TOOL_CALLS]weather[ARGS]{"]),
+    (ToolFormat.MISTRAL_ARGS, "[TOOL_CALLS]weather[ARGS]{", [("weather", "{")]),
+    (HERMES, '<tool_call>{"name": "stop", "arguments": {"a": "}\\\\\\"</tool_call>{", "b": [{}]}}</tool_call>',
+     [("stop", {"a": '}\\"</tool_call>{', "b": [{}]})]),
+    (HERMES, '<tool_call>{"arguments": {"day": "mön"}, "name": "weather"}</tool_call>', [CALL]),
+    (HERMES, '<tool_call>{"name": "stop", "arguments": {}} and so on</tool_call>', [STOP, "and so on"]),
 ]  # fmt: skip
 
 
@@ -89,9 +105,19 @@ def test_only_so_many_calls_are_taken() -> None:
 def test_text_goes_out_before_the_answer_has_ended() -> None:
     parser = ToolCallParser(HERMES, ("weather",))
     assert parser.add("I look <tool") == ["I look"]
-    assert parser.add("_call>" + WEATHER) == []
-    (call,) = parser.add("</tool_call>")
+    assert parser.add('_call>{"name": "weather", "arguments": ') == []
+    call, more = parser.add('{"day"')
     assert isinstance(call, ToolCall)
+    assert (call.name, call.arguments, more) == ("weather", "", MoreArguments('{"day"'))
+    assert parser.add(": 1}") == [MoreArguments(": 1}")]
+    assert parser.add("}</tool_call>") == parser.flush() == []
+
+
+def test_half_a_surrogate_pair_stays_escaped() -> None:
+    parser = ToolCallParser(HERMES, ("f",))
+    (call,) = parser.add('<tool_call>{"arguments": {"a": "\\ud800"}, "name": "f"}</tool_call>')
+    assert isinstance(call, ToolCall)
+    assert call.arguments == '{"a": "\\ud800"}'
 
 
 def test_ids_are_unlike_each_other_and_as_long_as_the_template_takes() -> None:

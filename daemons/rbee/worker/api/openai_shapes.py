@@ -3,25 +3,30 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rbee.worker.engine.generation import Finished, FinishReason, Piece, ScoredToken, TokenLogprob
-from rbee.worker.engine.tools import ToolCall, ToolCallParser
+from rbee.worker.engine.tool_parser import Found, MoreArguments, ToolCall, ToolCallParser
 
 Json = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """What is new in one choice: text, whole tool calls, and the log probabilities where they were asked for.
+class CallDelta:
+    """What is new in the tool call of that number: ``begins`` has its id and name; more of its arguments' JSON text."""
 
-    ``first_call`` is how many calls the choice had before.
-    """
+    number: int
+    begins: ToolCall | None
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new in one choice: text, tool calls, and the log probabilities where they were asked for."""
 
     index: int
     text: str = ""
-    calls: tuple[ToolCall, ...] = ()
-    first_call: int = 0
+    calls: tuple[CallDelta, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: str | None = None
 
@@ -42,26 +47,35 @@ class ChoiceReader:
 
     def read(self, item: Piece | Finished) -> Delta:
         """What the item adds. All of them are kept in ``deltas``."""
-        text, calls = self._parsed(item)
-        first, self._calls = self._calls, self._calls + len(calls)
-        delta = Delta(self._index, text, tuple(calls), first, item.logprobs, self._finish(item))
+        found = self._parsed(item)
+        text = "".join(each for each in found if isinstance(each, str))
+        calls = tuple(self._call(each) for each in found if not isinstance(each, str))
+        delta = Delta(self._index, text, calls, item.logprobs, self._finish(item))
         self.deltas.append(delta)
         return delta
 
     def whole(self) -> Delta:
         """All that was read, as one."""
-        calls = tuple(call for delta in self.deltas for call in delta.calls)
+        calls: list[CallDelta] = []
+        for call in (call for delta in self.deltas for call in delta.calls):
+            if call.begins is not None:
+                calls.append(call)
+            else:
+                calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + call.arguments)
         logprobs = tuple(each for delta in self.deltas for each in delta.logprobs)
         text = "".join(delta.text for delta in self.deltas)
-        return Delta(self._index, text, calls, 0, logprobs, self.deltas[-1].finish if self.deltas else None)
+        return Delta(self._index, text, tuple(calls), logprobs, self.deltas[-1].finish if self.deltas else None)
 
-    def _parsed(self, item: Piece | Finished) -> tuple[str, list[ToolCall]]:
-        text = item.text if isinstance(item, Piece) else ""
+    def _parsed(self, item: Piece | Finished) -> list[Found]:
         if self._parser is None:
-            return text, []
-        found = self._parser.add(text) if isinstance(item, Piece) else self._parser.flush()
-        calls = [each for each in found if isinstance(each, ToolCall)]
-        return "".join(each for each in found if isinstance(each, str)), calls
+            return [item.text] if isinstance(item, Piece) else []
+        return self._parser.add(item.text) if isinstance(item, Piece) else self._parser.flush()
+
+    def _call(self, found: ToolCall | MoreArguments) -> CallDelta:
+        if isinstance(found, MoreArguments):
+            return CallDelta(self._calls - 1, None, found.text)
+        self._calls += 1
+        return CallDelta(self._calls - 1, found, found.arguments)
 
     def _finish(self, item: Piece | Finished) -> str | None:
         if isinstance(item, Piece):
@@ -113,9 +127,7 @@ class ChatShape(Shape):
         """A delta of text, of calls, or of both."""
         told: Json = {"content": delta.text} if delta.text else {}
         if delta.calls:
-            told["tool_calls"] = [
-                {"index": at, **_call(call)} for at, call in enumerate(delta.calls, start=delta.first_call)
-            ]
+            told["tool_calls"] = [{"index": call.number, **_call(call)} for call in delta.calls]
         choice = {"index": delta.index, "delta": told, "logprobs": self._logprobs(delta), "finish_reason": delta.finish}
         return self.envelope([choice], streamed=True)
 
@@ -191,5 +203,8 @@ def _scored(token: ScoredToken) -> Json:
     return {"token": token.spelt.text, "logprob": token.logprob, "bytes": list(token.spelt.raw)}
 
 
-def _call(call: ToolCall) -> Json:
-    return {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+def _call(call: CallDelta) -> Json:
+    if call.begins is None:
+        return {"function": {"arguments": call.arguments}}
+    function = {"name": call.begins.name, "arguments": call.arguments}
+    return {"id": call.begins.call_id, "type": "function", "function": function}

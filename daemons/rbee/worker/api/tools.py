@@ -10,7 +10,8 @@ from rbee.wire.errors import InvalidRequest
 from rbee.wire.worker_spec import ToolFormat
 from rbee.worker.engine.grammar import GrammarSpec
 from rbee.worker.engine.text_model import TextModel
-from rbee.worker.engine.tools import MOST_CALLS, Tool, ToolCallParser, enforced
+from rbee.worker.engine.tool_parser import ToolCallParser
+from rbee.worker.engine.tools import MOST_CALLS, Tool, enforced
 
 ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 
