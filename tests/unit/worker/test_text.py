@@ -69,6 +69,18 @@ def test_a_chat_template_renders_and_its_refusal_is_the_callers_error() -> None:
         template.render(Conversation([{"role": "system", "content": "a"}]))
 
 
+def test_a_chat_template_of_the_newer_kind_renders() -> None:
+    source = (
+        "{% for m in messages %}{% generation %}{% set c = m.content %}{{ c }}{% endgeneration %}{% endfor %}"
+        "{{ {'b': 'ä', 'a': 1} | tojson(ensure_ascii=False, separators=(',', ':'), sort_keys=True) }}"
+        "{{ ['<'] | tojson(indent=1) }}"
+    )
+    messages = [{"role": "user", "content": "one"}, {"role": "user", "content": "two"}]
+    assert ChatTemplate(source, {}).render(Conversation(messages)) == 'onetwo{"a":1,"b":"ä"}[\n "<"\n]'
+    with pytest.raises(ConfigError, match="does not compile"):
+        ChatTemplate("{% generation %}without an end", {})
+
+
 def test_a_chat_template_cannot_reach_python() -> None:
     template = ChatTemplate("{{ ''.__class__.__mro__[1].__subclasses__() }}", {})
     with pytest.raises(InvalidRequest):

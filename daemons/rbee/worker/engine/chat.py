@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 
 from rbee.wire.errors import ConfigError, InvalidRequest
 from rbee.worker.engine.recognise import FolderFacts
@@ -30,12 +32,26 @@ class Conversation:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+class _GenerationBlock(Extension):
+    """``{% generation %}`` marks for training what an assistant wrote; a prompt has what stands in it."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the base class has it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The statements inside, as if the marks were not there."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class ChatTemplate:
     """A compiled template. ``source`` comes from the model's files and runs without access to Python's inside."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         environment = LimitedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            autoescape=False,
+            extensions=["jinja2.ext.loopcontrols", _GenerationBlock],
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _refuse
@@ -81,8 +97,15 @@ def special_tokens(facts: FolderFacts) -> dict[str, str]:
     return found
 
 
-def _tojson(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON with the parameters that templates give the filter in transformers; nothing is escaped for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: str) -> NoReturn:
