@@ -50,6 +50,18 @@ class WorkerMetrics:
             registry=self.registry,
         )
         self.tokens = Counter("rbee_worker_tokens_total", "Tokens read and written", ("kind",), registry=self.registry)
+        self.texts = Counter(
+            "rbee_worker_texts_total",
+            "Texts that ended, by their end: stop, length",
+            ("finish",),
+            registry=self.registry,
+        )
+        self.grammars = Counter(
+            "rbee_worker_grammars_total",
+            "Texts that were held to a grammar, by its kind",
+            ("kind",),
+            registry=self.registry,
+        )
         self.first_token = Histogram(
             "rbee_worker_time_to_first_token_seconds",
             "From the request to its first text",

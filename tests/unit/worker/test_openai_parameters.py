@@ -296,6 +296,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+async def test_texts_are_counted_by_their_end_and_their_grammar(tmp_path: Path, models: Path) -> None:
+    async with serving(tmp_path, model=str(models / "bee-talk")) as worker, worker.session() as session:
+        ask = {"prompt": "What is a hive?", "temperature": 0, "max_tokens": 2, "n": 2}
+        for more in ({}, {"structured_outputs": {"choice": ["a"]}}):
+            assert (await session.post("/v1/completions", json=ask | more)).status == 200
+        metrics = await (await session.get("/metrics")).text()
+    assert 'rbee_worker_texts_total{finish="length"} 2.0' in metrics
+    assert 'rbee_worker_texts_total{finish="stop"} 2.0' in metrics
+    assert 'rbee_worker_grammars_total{kind="regex"} 2.0' in metrics
+
+
 async def test_what_cannot_be_honoured_is_refused_by_name(client: openai.AsyncOpenAI) -> None:
     for given, param in REFUSED:
         with pytest.raises(openai.BadRequestError) as refused:

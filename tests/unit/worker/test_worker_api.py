@@ -154,6 +154,7 @@ async def test_inference_at_once_and_its_metrics(generator: aiohttp.ClientSessio
         metrics = await (await generator.get("/metrics")).text()
     assert 'rbee_worker_requests_total{outcome="ok",route="/v1/inference"} 3.0' in metrics
     assert f'rbee_worker_tokens_total{{kind="completion"}} {3.0 * answer["metrics"]["completion_tokens"]}' in metrics
+    assert 'rbee_worker_texts_total{finish="stop"} 3.0' in metrics
     assert "rbee_worker_time_to_first_token_seconds_count 3.0" in metrics
     assert "rbee_worker_inference_seconds_count 3.0" in metrics
     assert 'rbee_worker_slots{state="free"} 4.0' in metrics

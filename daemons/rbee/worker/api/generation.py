@@ -129,7 +129,7 @@ async def generation(service: WorkerService, request: web.Request, wanted: Wante
             try:
                 yield found
             finally:
-                _observe(service, found)
+                _observe(service, found, wanted)
 
 
 def generator_of(service: WorkerService) -> Generator:
@@ -159,8 +159,14 @@ def _seed(seed: int | None, choice: int) -> int | None:
     return None if seed is None else (seed + choice) % _SEEDS
 
 
-def _observe(service: WorkerService, found: Generation) -> None:
+def _observe(service: WorkerService, found: Generation, wanted: Wanted) -> None:
     metrics = service.metrics
+    for end in found.finished.values():
+        metrics.texts.labels(end.reason.value).inc()
+    if wanted.grammar is not None:
+        metrics.grammars.labels(wanted.grammar.kind.value).inc(wanted.choices)
+    elif wanted.tools is not None and wanted.tools.enforce:
+        metrics.grammars.labels("tool_call").inc(wanted.choices)
     metrics.tokens.labels("prompt").inc(found.prompt_tokens)
     metrics.tokens.labels("completion").inc(found.running.tokens)
     metrics.inference.observe(time.monotonic() - found.started)
