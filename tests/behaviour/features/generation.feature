@@ -21,7 +21,7 @@ Feature: What a request may ask of a text
     Then it gets the same call with arguments that fit the tool's schema
     And the model goes on once the client sends the tool's result
 
-  @VALID-31 @VALID-30
+  @VALID-31
   Scenario: What cannot be honoured is refused by name
     Then the client gets its own error for a bad value of each parameter, with the parameter's name
 

@@ -121,7 +121,13 @@ def test_a_wrong_grammar_is_refused_with_its_reason(compiler: GrammarCompiler, s
     with pytest.raises(InvalidRequest, match=reason) as refused:
         compiler.compile(spec)
     assert refused.value.param == spec.param
-    assert "\n" not in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+def test_the_reason_does_not_repeat_the_request(compiler: GrammarCompiler) -> None:
+    with pytest.raises(InvalidRequest, match=r": unclosed group$") as refused:
+        compiler.compile(GrammarSpec(GrammarKind.REGEX, "(secret\n\x1b"))
+    assert "secret" not in str(refused.value)
 
 
 def test_compiled_grammars_are_kept_within_a_bound(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

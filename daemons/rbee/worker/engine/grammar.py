@@ -84,7 +84,7 @@ class _TextMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = _first_line(self._matcher.get_error())
+            reason = _reason(self._matcher.get_error())
             raise GrammarFailed(
                 f"the answer could not be held to the request's grammar: {reason}; make the grammar simpler"
             )
@@ -150,12 +150,15 @@ def _refused(spec: GrammarSpec, reason: str) -> InvalidRequest:
         GrammarKind.LARK: "grammar",
     }[spec.kind]
     return InvalidRequest(
-        f"{spec.param}: the {what} cannot be honoured: {_first_line(reason)}",
+        f"{spec.param}: the {what} cannot be honoured: {_reason(reason)}",
         details={"field": spec.param},
         param=spec.param,
     )
 
 
-def _first_line(reason: str) -> str:
-    """One line without control characters: part of the reason is the request's own text."""
-    return " ".join("".join(each if each.isprintable() else " " for each in reason).split())[:MOST_REASON]
+def _reason(told: str) -> str:
+    """The reason alone, on one line without control characters: what stands around it repeats the request."""
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    reason = (errors or lines or ["no reason given"])[0]
+    return "".join(each if each.isprintable() else " " for each in reason)[:MOST_REASON]
