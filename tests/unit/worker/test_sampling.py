@@ -117,6 +117,7 @@ def test_the_best_tokens_are_those_of_a_full_sort(values: list[int], count: int)
     scores = np.array(values, np.float32)
     expected = np.argsort(-scores, kind="stable")[:count]
     assert best_tokens(scores, count).tolist() == expected.tolist()
+    assert best_tokens(np.full(900, -3e38, np.float32), 3).tolist() == [0, 1, 2]
     wide = np.tile(scores, 40)
     assert best_tokens(wide, 3).tolist() == np.argsort(-wide, kind="stable")[:3].tolist()
 

@@ -47,7 +47,10 @@ def best_tokens(scores: Scores, count: int) -> TokenIds:
         bound = np.partition(bests, chunks - count)[chunks - count]
     else:
         bound = np.partition(scores, size - count)[size - count]
-    ids = np.flatnonzero(scores >= bound)
+    ids = np.flatnonzero(scores > bound)
+    if len(ids) < count:
+        # whatever a grammar forbids has one and the same score: of like ones no more are taken than are wanted
+        ids = np.concatenate((ids, np.flatnonzero(scores == bound)[: count - len(ids)]))
     return ids[np.argsort(-scores[ids], kind="stable")[:count]]
 
 
