@@ -141,6 +141,16 @@ def test_compiled_grammars_are_kept_within_a_bound(tokenizer: Tokenizer, monkeyp
     assert compiler.compile(specs[1]) is not second
 
 
+def test_a_text_that_would_take_memory_without_end_is_ended(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    matcher = compiler.compile(GrammarSpec(GrammarKind.REGEX, ".*a.{300}b.{300}c")).matcher()
+    random = np.random.default_rng(0)
+    letters = [tokenizer.token_to_id(each) for each in "abcdefg"]
+    with pytest.raises(GrammarFailed, match="too many states"):
+        for _ in range(20_000):
+            matcher.accept(int(random.choice(letters)))
+            matcher.allowed(500)
+
+
 def test_texts_of_one_grammar_do_not_disturb_each_other(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
     compiled = compiler.compile(GrammarSpec(GrammarKind.REGEX, "ab"))
     a, b = (tokenizer.token_to_id(letter) for letter in "ab")

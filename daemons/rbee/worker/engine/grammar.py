@@ -23,9 +23,11 @@ from rbee.worker.engine.sampling import Matcher
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MOST_KEPT = 64
+MOST_KEPT = 32
 """Compiled grammars that are kept for the next request that has the same."""
 MOST_REASON = 300
+_MOST_STATES = 50_000
+"""Of a lexer: some 13 MB. Schemas need a few thousand."""
 _MOST_IN_ROW = 20_000
 """An object of some thousand properties that may all be left out needs so many alternatives at one place."""
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
@@ -95,7 +97,9 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: "Tokenizer", eos_ids: frozenset[int]) -> None:
         self._vocabulary = LLTokenizer(tokenizer.to_str(), eos_token=sorted(eos_ids) or None)
-        self._limits = LLParserLimits(verbose_errors=False, max_items_in_row=_MOST_IN_ROW)
+        self._limits = LLParserLimits(
+            verbose_errors=False, max_items_in_row=_MOST_IN_ROW, max_lexer_states=_MOST_STATES
+        )
         self._ends = bool(eos_ids)
         self._kept: OrderedDict[GrammarSpec, CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
