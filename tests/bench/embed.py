@@ -26,7 +26,7 @@ ROUNDS, QUICK_ROUNDS = 7, 3
 CLIENTS, PER_REQUEST = 32, 8
 TEXTS, QUICK_TEXTS = 1024, 256
 SINGLES, QUICK_SINGLES = 512, 128
-ALONE, COMPARED = 64, 64
+ALONE, TURN, COMPARED = 128, 8, 64
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 PROBED = 64
 MOST_LETTERS = 200
@@ -110,14 +110,23 @@ def cosine_min(texts: Sequence[str], bare: Bare, port: int) -> float:
     return min(float(ours @ theirs / np.linalg.norm(ours)) for ours, theirs in zip(found, wanted, strict=True))
 
 
+def _alone(requests: Requests, bare: Bare, port: int) -> tuple[float | None, float | None]:
+    """The median seconds of a text by itself, bare and over HTTP: a few of one, a few of the other, in turns."""
+    bare_each: list[float] = []
+    each: list[float] = []
+    for first in range(0, len(requests.alone), TURN):
+        bare_each += bare.ask("each", first, TURN)
+        each += closed_loop.all_of(port, requests.alone[first : first + TURN], 1).each
+    return median(bare_each), median(each)
+
+
 def _round(texts: Sequence[str], requests: Requests, bare: Bare, batch: int, port: int) -> dict[str, float | None]:
     singles = len(requests.singles)
     bare_eights = bare.ask("run", batch, len(texts))
     eights = closed_loop.all_of(port, requests.eights, CLIENTS).seconds
     bare_singles = bare.ask("run", batch, singles)
     ones = closed_loop.all_of(port, requests.singles, CLIENTS).seconds
-    bare_alone = median(bare.ask("each", ALONE))
-    alone = median(closed_loop.all_of(port, requests.alone, 1).each)
+    bare_alone, alone = _alone(requests, bare, port)
     return {
         "bare_texts_per_s": len(texts) / bare_eights,
         "texts_per_s_c32": len(texts) / eights,

@@ -147,6 +147,8 @@ class WorkerDaemon:
         metrics.load_seconds.set(loaded.seconds)
         if loaded.model.prefixes is not None:
             metrics.watch_prefixes(loaded.model.prefixes)
+        if loaded.model.runs is not None:
+            metrics.watch_runs(loaded.model.runs)
         metrics.info.info(
             {
                 "worker": definition.worker_id,

@@ -11,6 +11,7 @@ from rbee.wire.http.metrics import HttpMetrics
 
 if TYPE_CHECKING:
     from rbee.worker.engine.batch.prefix import PrefixCounts
+    from rbee.worker.engine.shared_runs import RunCounts
 
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 INFERENCE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -34,6 +35,21 @@ class PrefixCollector(Collector):
             "rbee_worker_prefix_reused_tokens", "Prompt tokens that were not read again", self._counts.reused_tokens
         )
         yield GaugeMetricFamily("rbee_worker_prefix_bytes", "Held by the prefix cache", self._counts.held_bytes)
+
+
+class RunCollector(Collector):
+    """What shared runs do, read when somebody asks: rows over runs is how many share one."""
+
+    def __init__(self, counts: "RunCounts") -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        """Runs, the rows in them, rows that wait."""
+        yield CounterMetricFamily("rbee_worker_shared_runs", "Runs of the model that requests share", self._counts.runs)
+        yield CounterMetricFamily(
+            "rbee_worker_shared_rows", "Texts, pairs or tensor requests in those runs", self._counts.rows
+        )
+        yield GaugeMetricFamily("rbee_worker_waiting_rows", "Those that wait for a run", self._counts.waiting)
 
 
 class WorkerMetrics:
@@ -83,6 +99,10 @@ class WorkerMetrics:
     def watch_prefixes(self, counts: "PrefixCounts") -> None:
         """Tell from now on what a text model's prefix cache does."""
         self.registry.register(PrefixCollector(counts))
+
+    def watch_runs(self, counts: "RunCounts") -> None:
+        """Tell from now on what shared runs do."""
+        self.registry.register(RunCollector(counts))
 
     def ended(self, route: str, outcome: str) -> None:
         """Count a request that ended."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rbee.worker.engine.embed import Embedder
     from rbee.worker.engine.generate import BatchGenerator
     from rbee.worker.engine.rank import Ranker
+    from rbee.worker.engine.shared_runs import RunCounts
     from rbee.worker.engine.tokenise import TextReader
 
 SPARE_THREADS = 2
@@ -30,8 +31,8 @@ SPARE_THREADS = 2
 class Model:
     """What serves requests, for one task, and the runner of its steps.
 
-    ``close`` releases the threads, without waiting for a
-    step that still runs; ``prefixes`` is what a text model's prefix cache counts.
+    ``close`` releases the threads, without waiting for a step that still runs; ``prefixes`` is what a text model's
+    prefix cache counts, ``runs`` what shared runs do.
     """
 
     task: Task
@@ -39,6 +40,7 @@ class Model:
     runner: Runner
     close: Callable[[], None]
     prefixes: "PrefixCounts | None" = None
+    runs: "RunCounts | None" = None
 
 
 def build_runner(spec: WorkerSpec) -> Runner:
@@ -62,7 +64,7 @@ def build_model(definition: Definition, folder: ModelFolder, facts: ModelFacts, 
         served = make(folder, facts, session, runner, budget)
     else:
         served = TensorModel(session, folder.facts.graph, runner, definition.spec.max_batch)
-    return Model(facts.task, served, runner, closing.close)
+    return Model(facts.task, served, runner, closing.close, runs=served.counts)
 
 
 def kv_bytes(spec: WorkerSpec) -> int | None:

@@ -3,9 +3,10 @@
     bare_encoder.py MODEL_FOLDER TEXTS.json THREADS
 
 Each line of its input is a JSON array. ["run", batch size, texts] runs the first texts in batches of that size, in
-their order, each padded to its longest, and answers the seconds. ["each", texts] runs them one by one and answers each
-one's seconds. ["vectors", texts] answers their vectors by the pooling that sentence-transformers defines for the model
-(the mean over a text's tokens, length 1), in double precision. All are tokenised beforehand: only session.run is timed.
+their order, each padded to its longest, and answers the seconds. ["each", first, texts] runs some one by one and
+answers each one's seconds. ["vectors", texts] answers their vectors by the pooling that sentence-transformers defines
+for the model (the mean over a text's tokens, length 1), in double precision. All are tokenised beforehand: only
+session.run is timed.
 """
 
 import json
@@ -57,9 +58,9 @@ class Bare:
             self._session.run(None, feeds)
         return time.perf_counter() - started
 
-    def each(self, count: int) -> list[float]:
-        """Seconds of each of the first ``count`` texts by itself."""
-        return [self.run_one(feeds_of([row])) for row in self._rows[:count]]
+    def each(self, first: int, count: int) -> list[float]:
+        """Seconds of each of ``count`` texts by itself, from the ``first`` on."""
+        return [self.run_one(feeds_of([row])) for row in self._rows[first : first + count]]
 
     def run_one(self, feeds: Feeds) -> float:
         """Seconds of one run."""

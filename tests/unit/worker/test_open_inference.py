@@ -209,6 +209,9 @@ async def test_requests_that_overlap_share_runs(tmp_path: Path, models: Path) ->
             return [each["data"] for each in outputs] == [FLAT_Y, [7, 2]]
 
         assert all(await asyncio.gather(*(ask() for _ in range(16))))
+        metrics = await (await client.get("/metrics")).text()
+        assert "rbee_worker_shared_rows_total 16.0" in metrics
+        assert "rbee_worker_waiting_rows 0.0" in metrics
 
 
 async def test_json_says_that_it_cannot_say_what_is_no_number(tmp_path: Path) -> None:

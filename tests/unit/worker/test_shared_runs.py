@@ -8,7 +8,7 @@ import pytest
 
 from rbee.wire.errors import InferenceError
 from rbee.worker.engine.sessions import Runner, RunOptions
-from rbee.worker.engine.shared_runs import TURN_ROWS, SharedRuns
+from rbee.worker.engine.shared_runs import TURN_ROWS, RunCounts, SharedRuns
 from rbee.worker.engine.token_batches import Pick
 
 LIMIT_S = 20.0
@@ -97,6 +97,7 @@ async def test_a_failure_is_its_own_requests_alone(runner: Runner) -> None:
     assert isinstance(found[1], InferenceError)
     assert found[2] == [6]
     assert await ask(runs, 4) == [8]
+    assert runs.counts == RunCounts(runs=5, rows=9, waiting=0)
 
 
 async def test_a_cancelled_requests_rows_are_not_run(runner: Runner) -> None:
@@ -110,6 +111,7 @@ async def test_a_cancelled_requests_rows_are_not_run(runner: Runner) -> None:
     model.go.release(2)
     assert await asyncio.gather(first, stayer) == [[2], [6]]
     assert model.runs == [[1], [3]]
+    assert runs.counts == RunCounts(runs=2, rows=2, waiting=0)
 
 
 async def test_a_run_goes_on_for_those_who_stay_and_ends_when_everybody_left(runner: Runner) -> None:

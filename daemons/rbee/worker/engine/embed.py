@@ -10,6 +10,7 @@ from rbee.wire.errors import ConfigError, InvalidRequest
 from rbee.worker.engine.encoder import Encoder, Floats, Mask
 from rbee.worker.engine.recognise import FolderFacts
 from rbee.worker.engine.sessions import Runner, Session
+from rbee.worker.engine.shared_runs import RunCounts
 from rbee.worker.engine.token_batches import Budget
 from rbee.worker.engine.tokenise import TextReader
 
@@ -108,6 +109,11 @@ class Embedder:
             session, _output_of(session), lambda hidden, mask: pool(hidden, mask, rule), runner, budget
         )
         self._size: int | None = None
+
+    @property
+    def counts(self) -> RunCounts:
+        """What was run so far."""
+        return self._encoder.counts
 
     async def embed(
         self,

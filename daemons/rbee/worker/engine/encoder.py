@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from rbee.wire.errors import ConfigError, InferenceError
 from rbee.worker.engine.sessions import Array, Runner, RunOptions, Session, run_session
-from rbee.worker.engine.shared_runs import SharedRuns
+from rbee.worker.engine.shared_runs import RunCounts, SharedRuns
 from rbee.worker.engine.token_batches import Budget, Pick, next_batch
 from rbee.worker.engine.tokenise import TokenRow
 
@@ -44,6 +44,11 @@ class Encoder:
         self._runs: SharedRuns[TokenRow, Floats] = SharedRuns(
             runner, lambda rows, options: list(self.run(rows, options)), plan
         )
+
+    @property
+    def counts(self) -> RunCounts:
+        """What was run so far."""
+        return self._runs.counts
 
     async def rows(self, size: int, read: Callable[[], list[TokenRow]]) -> list[TokenRow]:
         """What ``read`` gives, called in a thread unless ``size``, its texts' letters or tokens, is small."""

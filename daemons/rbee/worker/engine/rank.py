@@ -9,6 +9,7 @@ from rbee.wire.errors import ConfigError, InferenceError
 from rbee.worker.engine.encoder import Encoder, Floats, Mask
 from rbee.worker.engine.recognise import FolderFacts
 from rbee.worker.engine.sessions import Runner, Session
+from rbee.worker.engine.shared_runs import RunCounts
 from rbee.worker.engine.token_batches import Budget
 from rbee.worker.engine.tokenise import TextReader
 
@@ -52,6 +53,11 @@ class Ranker:
         self._reader = reader
         names = [tensor.name for tensor in session.get_outputs()]
         self._encoder = Encoder(session, LOGITS if LOGITS in names else names[0], self._scores, runner, budget)
+
+    @property
+    def counts(self) -> RunCounts:
+        """What was run so far."""
+        return self._encoder.counts
 
     async def rank(self, query: str, documents: Sequence[str], *, truncate: bool | None = None) -> Ranked:
         """Score ``documents``; raises InvalidRequest for a pair that is too long.

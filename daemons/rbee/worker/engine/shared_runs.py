@@ -24,6 +24,15 @@ TURN_ROWS = 16
 """A job that has had so many rows run gives way to those behind it: a long one holds nobody up."""
 
 
+@dataclass(slots=True)
+class RunCounts:
+    """What was run so far: runs, and the rows in them; rows that wait."""
+
+    runs: int = 0
+    rows: int = 0
+    waiting: int = 0
+
+
 @dataclass(eq=False)
 class _Job(Generic[Row, Result]):
     """One request's rows. ``alone``: a run that it shared failed, so its rows share none again."""
@@ -56,6 +65,7 @@ class SharedRuns(Generic[Row, Result]):
         self._runner = runner
         self._run = run
         self._plan = plan
+        self.counts = RunCounts()
         self._line: list[_Job[Row, Result]] = []
         self._step: asyncio.Task[Sequence[Result]] | None = None
         self._batch: _Batch[Row, Result] | None = None
@@ -68,6 +78,7 @@ class SharedRuns(Generic[Row, Result]):
         """
         job: _Job[Row, Result] = _Job(rows, asyncio.get_running_loop().create_future(), list(range(len(rows))))
         self._line.append(job)
+        self.counts.waiting += len(rows)
         if self._step is None and self._soon is None:
             # at the end of this turn of the loop: those that came with it share the run
             self._soon = asyncio.get_running_loop().call_soon(self._start)
@@ -105,6 +116,9 @@ class SharedRuns(Generic[Row, Result]):
         if first.waiting and first.turn >= TURN_ROWS:
             first.turn = 0
             self._line.append(self._line.pop(0))
+        self.counts.runs += 1
+        self.counts.rows += len(members)
+        self.counts.waiting -= len(members)
         return _Batch(members)
 
     def _ran(self, step: "asyncio.Task[Sequence[Result]]") -> None:
@@ -135,12 +149,15 @@ class SharedRuns(Generic[Row, Result]):
     def _again_alone(self, batch: _Batch[Row, Result], jobs: list[_Job[Row, Result]]) -> None:
         for job in reversed(jobs):
             job.alone = True
-            job.waiting[:0] = [index for owner, index in batch.members if owner is job]
+            again = [index for owner, index in batch.members if owner is job]
+            job.waiting[:0] = again
+            self.counts.waiting += len(again)
             if job not in self._line:
                 self._line.insert(0, job)
 
     def _leave(self, job: _Job[Row, Result]) -> None:
         if job in self._line:
             self._line.remove(job)
+            self.counts.waiting -= len(job.waiting)
         if self._step is not None and self._batch is not None and all(each.done.done() for each in self._batch.jobs):
             self._step.cancel()

@@ -12,7 +12,7 @@ from rbee.worker.engine import bfloat16
 from rbee.worker.engine.datatypes import BF16, BYTES, NAMES, invalid, storage_type
 from rbee.worker.engine.onnx_file import GraphFacts, TensorInfo
 from rbee.worker.engine.sessions import Array, Runner, RunOptions, Session, run_session
-from rbee.worker.engine.shared_runs import SharedRuns
+from rbee.worker.engine.shared_runs import RunCounts, SharedRuns
 from rbee.worker.engine.tensor_batches import TensorRow, fixed_first_size, joined, next_rows, parted
 
 LOGGER = logging.getLogger(__name__)
@@ -82,6 +82,11 @@ class TensorModel:
                     "leave max_batch out"
                 )
             self._shared = SharedRuns(runner, self._run_joined, lambda waiting: next_rows(waiting, max_batch))
+
+    @property
+    def counts(self) -> RunCounts | None:
+        """What was run so far; None where each request runs by itself."""
+        return self._shared.counts if self._shared is not None else None
 
     async def infer(self, size: int, read: Callable[[], Reading[T]]) -> T:
         """Run on the request that ``read`` gives, and return its answer.
