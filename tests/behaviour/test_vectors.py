@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import tritonclient.http
 from onnx import TensorProto, helper
 from pytest_bdd import given, parsers, scenarios, then, when
 
@@ -80,6 +81,41 @@ def cut_or_refused(answers: list[Answer]) -> None:
     cut, refused = answers
     assert cut.json["usage"]["prompt_tokens"] == 256
     assert (refused.status, refused.json["error"]["details"]) == (400, {"tokens": 302, "limit": 256})
+
+
+class Bearer(tritonclient.http.InferenceServerClientPlugin):  # type: ignore[misc]
+    """Puts a token on each of the client's requests."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: Any) -> None:  # noqa: ANN401 - the client's own type is private
+        request.headers["Authorization"] = f"Bearer {self._token}"
+
+
+@when("Triton's HTTP client asks the queen with binary tensors, and with JSON", target_fixture="outputs")
+def triton(stack: Stack) -> list[list[Any]]:
+    found = []
+    with tritonclient.http.InferenceServerClient(stack.queen_url.removeprefix("http://")) as client:
+        client.register_plugin(Bearer(stack.tokens["api_token"]))
+        assert client.is_model_ready("tiny-tensor")
+        for binary in (True, False):
+            inputs = [
+                tritonclient.http.InferInput(each["name"], each["shape"], each["datatype"])
+                for each in daemons.TENSOR["inputs"]
+            ]
+            x, shift = np.array([[1, 2, 3, 4]], np.float32), np.array([[7]])
+            for tensor, values in zip(inputs, (x, shift), strict=True):
+                tensor.set_data_from_numpy(values, binary_data=binary)
+            wanted = [tritonclient.http.InferRequestedOutput(name, binary_data=binary) for name in "yz"]
+            answer = client.infer("tiny-tensor", inputs, outputs=wanted)
+            found.append([answer.as_numpy(name).tolist() for name in "yz"])
+    return found
+
+
+@then("it gets the model's outputs either way")
+def either_way(outputs: list[list[Any]]) -> None:
+    assert outputs == [[[[2.5, 3.5, 7.0, 8.0]], [[10]]]] * 2
 
 
 def _encoder(folder: Path, precision: str, models: Path) -> None:

@@ -21,6 +21,11 @@ Feature: Embeddings, ranking and tensors
     When a text of 300 words is embedded, and embedded again with truncate false
     Then the first is cut at 256 tokens, and the second is refused with both lengths
 
+  Scenario: Triton's own client gets tensors through the queen
+    Given a worker of tiny-tensor whose definition names no task
+    When Triton's HTTP client asks the queen with binary tensors, and with JSON
+    Then it gets the model's outputs either way
+
   @FETCH-09
   Scenario Outline: A model of any precision loads and infers
     Given an encoder whose weights are <precision>

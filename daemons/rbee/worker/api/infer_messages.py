@@ -136,6 +136,8 @@ def _tensor(tensor: InputTensor, raw: memoryview | None, size: int) -> NamedTens
 
 def _parameters(given: Mapping[str, Any], kind: type[T]) -> T:
     """Parameters change what is done: one that is not honoured is not taken in silence."""
+    if not given:
+        return kind()
     known = kind.__struct_fields__
     for name in given:
         if name not in known:

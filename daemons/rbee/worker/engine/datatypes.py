@@ -4,6 +4,7 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ def element_of(name: str, datatype: str) -> str:
     return element
 
 
+@cache
 def storage_type(element: str) -> np.dtype[Any]:
     """The NumPy type that holds an element type; bfloat16, which NumPy lacks, is held as its 16 bits.
 

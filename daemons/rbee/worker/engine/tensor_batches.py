@@ -21,8 +21,13 @@ class TensorRow:
     @property
     def size(self) -> int | None:
         """The first size that all of its tensors have; None where they differ or there is none."""
-        sizes = {array.shape[0] if array.ndim else 0 for array in self.feeds.values()}
-        return sizes.pop() if len(sizes) == 1 else None
+        found: int | None = None
+        for array in self.feeds.values():
+            size = array.shape[0] if array.ndim else 0
+            if found is not None and size != found:
+                return None
+            found = size
+        return found
 
     def joins(self, other: "TensorRow") -> bool:
         """Whether both fit into one run: the same outputs, and tensors that differ in their first size only."""
