@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from rbee.wire import context
 from rbee.wire.deadline import Deadline
 from rbee.wire.errors import AllSlotsBusy, Conflict, Draining, InferenceCancelled, InferenceError, RbeeError
-from rbee.wire.log import log
+from rbee.wire.log import Pace, log
 
 LOGGER = logging.getLogger(__name__)
 BUSY_RETRY_S = 1.0
+MOST_RECORDS = 100
 
 
 @dataclass(eq=False)
@@ -63,6 +64,7 @@ class RunningRequests:
         self._idle_since: float | None = None
         self._empty = asyncio.Event()
         self._empty.set()
+        self._pace = Pace(MOST_RECORDS)
 
     @property
     def busy(self) -> int:
@@ -221,6 +223,16 @@ class RunningRequests:
             self._idle_since = self._clock()
             self._empty.set()
         self._observe(running.route, outcome)
+        self._record(running, outcome)
+
+    def _record(self, running: RunningRequest, outcome: str) -> None:
+        """Past 100 a second, requests that ended well are counted, not named: the journal drops what is too much."""
+        if outcome == "ok":
+            if not self._pace.allows(self._clock()):
+                return
+            unnamed = self._pace.take_left_out()
+            if unnamed:
+                log(LOGGER, logging.INFO, "requests ended well, and not recorded one by one", requests=unnamed)
         log(
             LOGGER,
             logging.INFO,

@@ -1,6 +1,7 @@
 """Slots, cancelling, deadlines and draining."""
 
 import asyncio
+import logging
 import time
 from collections import Counter
 
@@ -8,7 +9,8 @@ import pytest
 
 from rbee.wire.deadline import after
 from rbee.wire.errors import AllSlotsBusy, Conflict, Draining, InferenceCancelled, RequestTimeout
-from rbee.worker.requests import RunningRequests
+from rbee.wire.log import fields_of
+from rbee.worker.requests import MOST_RECORDS, RunningRequests
 
 
 class Outcomes(Counter[str]):
@@ -159,3 +161,30 @@ async def test_a_drain_waits_then_cuts() -> None:
     assert await requests.drain(0.05) == 1
     with pytest.raises(InferenceCancelled):
         await slow
+
+
+async def test_what_ends_well_is_counted_past_a_hundred_a_second_and_what_does_not_is_always_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = [10.0]
+    requests = RunningRequests(1, Outcomes(), clock=lambda: now[0])
+
+    async def one(request_id: str, failure: Exception | None = None) -> None:
+        async with requests.slot(request_id, "/r"):
+            if failure is not None:
+                raise failure
+
+    for number in range(MOST_RECORDS + 7):
+        await one(str(number))
+    assert [record.getMessage() for record in caplog.records] == ["request ended"] * MOST_RECORDS
+    for number in range(3):
+        with pytest.raises(Conflict):
+            await one(f"bad-{number}", Conflict("no"))
+    assert len(caplog.records) == MOST_RECORDS + 3
+    now[0] += 1
+    caplog.clear()
+    await one("later")
+    told = [(record.getMessage(), fields_of(record)) for record in caplog.records]
+    assert told[0] == ("requests ended well, and not recorded one by one", {"requests": 7})
+    assert told[1][1]["request_id"] == "later"
