@@ -14,6 +14,7 @@ import pytest
 from pytest_bdd import given, scenarios, then, when
 
 from rbee.keeper.demo.corpus import TOPICS
+from rbee.keeper.demo.faulty import build_slow_load
 from tests.behaviour.support.http import Answer, Http, until
 from tests.behaviour.support.other_hive import OtherHive
 from tests.behaviour.support.stack import HIVE_ID, TOKENS, Stack
@@ -23,6 +24,8 @@ scenarios("features/sharing.feature")
 TALK, MODEL = "talk", "bee-talk"
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": TOPICS[0].questions[0]}], "temperature": 0}
 MANY = 12
+LOAD_S = 2.0
+INPUT = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}]}
 
 
 @dataclass
@@ -243,3 +246,79 @@ def waits_as_asked(stack: Stack, case: Case) -> None:
     assert not case.answers
     moves(stack)
     assert [answer.status for answer in joined(case)] == [200]
+
+
+# conversations
+
+
+@given("two workers serve the talking model")
+def two_workers(stack: Stack) -> None:
+    stack.start()
+    for worker in ("one", "two"):
+        stack.run_worker(worker, MODEL, slots=2, idle_limit_s=0)
+
+
+@when("five conversations have two turns each")
+def two_turns(stack: Stack, case: Case) -> None:
+    client = Http(stack.queen_url, stack.tokens["api_token"], timeout_s=120)
+    for turn in range(2):
+        for number in range(5):
+            past = [{"role": "user", "content": f"conversation {number}: {TOPICS[number].questions[0]} " * 14}]
+            past += [{"role": "assistant", "content": "so"}, {"role": "user", "content": "and then?"}] * turn
+            body = {"model": MODEL, "messages": past, "temperature": 0, "max_tokens": 4}
+            case.answers.append((str(number), client.post("/v1/chat/completions", body)))
+
+
+@then("the second turn of each is answered by the worker of the first")
+def stays(case: Case) -> None:
+    assert {answer.status for _, answer in case.answers} == {200}
+    workers: dict[str, list[str]] = {}
+    for number, answer in case.answers:
+        workers.setdefault(number, []).append(answer.headers["X-Rbee-Worker"])
+    assert all(first == second for first, second in workers.values()), workers
+    assert {first for first, _ in workers.values()} == {f"{HIVE_ID}/one", f"{HIVE_ID}/two"}
+
+
+@then("the queen counts five prompts whose beginning was found")
+def counted(stack: Stack) -> None:
+    assert stack.admin.metric("queen_rbee_affinity_total", outcome="hit") == 5
+
+
+# cold models
+
+
+@given("a model that takes 2 s to load, which was loaded before and is stopped")
+def loaded_before(stack: Stack) -> None:
+    folder = stack.state_dir / "models" / "slow"
+    folder.mkdir(parents=True)
+    build_slow_load(folder, LOAD_S)
+    stack.start()
+    stack.run_worker("slow", str(folder), name="slow", idle_limit_s=0)
+    assert stack.hive_admin.call("DELETE", "/v1/workers/slow").status in (200, 202)
+    stack.wait_state("slow", "stopped")
+
+
+@when("a client asks for it and does not want to wait")
+def does_not_wait(stack: Stack, case: Case) -> None:
+    case.answers.append(("impatient", infer(stack, Prefer="respond-async")))
+
+
+def infer(stack: Stack, **headers: str) -> Answer:
+    client = Http(stack.queen_url, stack.tokens["api_token"], timeout_s=120)
+    return client.call("POST", "/v2/models/slow/infer", INPUT, headers)
+
+
+@then("it gets 503 MODEL_LOADING with the node and an estimate of a few seconds")
+def estimated(case: Case) -> None:
+    answer = case.answers[-1][1]
+    assert (answer.status, answer.error["code"]) == (503, "MODEL_LOADING")
+    loading = answer.error["details"]["loading"]
+    assert loading["node"] == HIVE_ID
+    assert LOAD_S / 2 < loading["eta_seconds"] < 60
+    assert 1 <= int(answer.headers["Retry-After"]) <= 60
+
+
+@then("after the time of Retry-After the model answers")
+def ready_then(stack: Stack, case: Case) -> None:
+    time.sleep(int(case.answers[-1][1].headers["Retry-After"]))
+    assert infer(stack).status == 200

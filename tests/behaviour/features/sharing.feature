@@ -30,3 +30,15 @@ Feature: How requests share workers
     When the hive stands still until its worker is stale
     Then a request without a deadline gets 503 that names the node, within the grace and with Retry-After
     And a request with a deadline is answered once the hive moves again
+
+  Scenario: A conversation stays with the worker that has its beginning
+    Given two workers serve the talking model
+    When five conversations have two turns each
+    Then the second turn of each is answered by the worker of the first
+    And the queen counts five prompts whose beginning was found
+
+  Scenario: Who does not wait for a cold model is told when it will be ready
+    Given a model that takes 2 s to load, which was loaded before and is stopped
+    When a client asks for it and does not want to wait
+    Then it gets 503 MODEL_LOADING with the node and an estimate of a few seconds
+    And after the time of Retry-After the model answers
