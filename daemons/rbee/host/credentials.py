@@ -1,6 +1,7 @@
 """Secrets from files and systemd credentials (systemd.exec(5), CREDENTIALS), refused when others could read them."""
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rbee.wire.errors import ConfigError
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 _ACCEPTED_MODES = (0o600, 0o400)
 _MOST_BYTES = 4096
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def find_secret(name: str, configured: Path | None) -> Secret | None:
@@ -27,11 +29,17 @@ def find_secret(name: str, configured: Path | None) -> Secret | None:
 
 
 def find_named(prefix: str) -> dict[str, Secret]:
-    """The unit's credentials whose id begins with ``prefix``, by the rest of it; raises ConfigError."""
+    """The unit's credentials whose id begins with ``prefix``, by the rest of it: letters, digits and ``._-``.
+
+    Raises ConfigError as :func:`load_secret`, and for another name.
+    """
     folder = os.environ.get(CREDENTIALS_VARIABLE)
     if folder is None:
         return {}
     found = sorted(path for path in Path(folder).glob(f"{prefix}*") if path.name != prefix)
+    odd = next((path.name for path in found if not _NAME.fullmatch(path.name.removeprefix(prefix))), None)
+    if odd is not None:
+        raise ConfigError(f"the credential {odd!r}: behind {prefix!r} expected is a name of letters, digits and ._-")
     return {path.name.removeprefix(prefix): load_secret(path) for path in found}
 
 

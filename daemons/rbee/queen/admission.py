@@ -242,7 +242,8 @@ class Admission:
         if waited < limits.admission_s:
             return None
         self._metrics.shed(Shed.ALL_BUSY)
-        return refusals.busy(want.model, workers)
+        queue = self._queues.get(want.model)
+        return refusals.busy(want.model, workers, None if queue is None else self._expected_s(want, queue))
 
     def loading_error(self, model: str) -> ModelLoading:
         """The honest answer to one who does not wait for a cold model: its state, node, progress, and when to come."""

@@ -180,7 +180,11 @@ class Dispatcher:
             if call.trail.tries and not self._may_retry(call, problem):
                 raise problem or _given_up()
             call.trail.waits()
-            lease = await self.admission.acquire(want)
+            try:
+                lease = await self.admission.acquire(want)
+            except RbeeError as error:
+                call.trail.denied(error)
+                raise
             call.trail.placed(lease.placement)
             answer = await self._try(call, lease, (time.monotonic() - began) * 1000)
             if not isinstance(answer, RbeeError):

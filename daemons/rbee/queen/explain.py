@@ -12,7 +12,7 @@ import msgspec
 
 from rbee.queen.routing import Placement, Seen, routable
 from rbee.queen.rows import Worker
-from rbee.wire.errors import NotFound
+from rbee.wire.errors import NotFound, RbeeError
 from rbee.wire.messages import WorkerReport
 
 KEPT = 2000
@@ -31,6 +31,7 @@ class What(enum.StrEnum):
     REFUSED = "refused"
     UNREACHABLE = "unreachable"
     BROKE_OFF = "broke_off"
+    DENIED = "denied"
     ANSWERS = "answers"
 
 
@@ -163,6 +164,15 @@ class Trail:
         if what is not What.BROKE_OFF:
             self.worker_s += now - self._sent
         self._add(now, what, self.worker, why[:_MOST_WORDS], status)
+
+    def denied(self, error: RbeeError) -> None:
+        """No worker was given to the request: why, with the numbers behind it."""
+        numbers = ", ".join(
+            f"{name} {value}" for name, value in error.details.items() if isinstance(value, int | float)
+        )
+        self._add(
+            time.perf_counter(), What.DENIED, None, f"{error.message} {numbers}".strip()[:_MOST_WORDS], error.status
+        )
 
     def ends(self, outcome: str, code: str | None) -> None:
         """The request is over."""

@@ -39,8 +39,8 @@ def too_many(model: str, waiting: int, wait_s: float | None) -> TooManyRequests:
     )
 
 
-def busy(model: str, workers: Collection[Worker]) -> AllSlotsBusy:
-    """Every slot stayed busy for as long as a request waits."""
+def busy(model: str, workers: Collection[Worker], wait_s: float | None) -> AllSlotsBusy:
+    """Every slot stayed busy for as long as a request waits; ``wait_s`` is the expected wait of another one."""
     ready = [worker for worker in workers if routable(worker)]
     return AllSlotsBusy(
         "every slot of the model's workers stayed busy: ask again later, or add a worker",
@@ -49,7 +49,7 @@ def busy(model: str, workers: Collection[Worker]) -> AllSlotsBusy:
             "slots_total": sum(worker.slots for worker in ready),
             "slots_busy": sum(min(worker.slots, worker.in_flight) for worker in ready),
         },
-        retry_after_s=1,
+        retry_after_s=1 if wait_s is None else retry_after_s(wait_s),
     )
 
 

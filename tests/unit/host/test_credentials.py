@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rbee.host.credentials import find_secret, load_secret
+from rbee.host.credentials import find_named, find_secret, load_secret
 from rbee.wire.errors import ConfigError
 
 
@@ -58,3 +58,19 @@ def test_the_configured_file_comes_before_the_credential(tmp_path: Path, monkeyp
     assert configured is not None
     assert configured.reveal() == "from-file"
     assert find_secret("other", None) is None
+
+
+def test_credentials_with_names_are_found_by_their_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_named("client.") == {}
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    for name in ("client.alice", "client.bob.laptop", "api_token"):
+        (tmp_path / name).write_text(f"of {name}\n")
+        (tmp_path / name).chmod(0o440)
+    found = find_named("client.")
+    assert {name: secret.reveal() for name, secret in found.items()} == {
+        "alice": "of client.alice",
+        "bob.laptop": "of client.bob.laptop",
+    }
+    (tmp_path / "client.o dd").write_text("x\n")
+    with pytest.raises(ConfigError, match="letters, digits"):
+        find_named("client.")

@@ -138,6 +138,10 @@ async def test_what_could_not_be_served_in_time_is_refused_at_once(
         refused = await ask(queen)
         assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
         assert (await refused.json())["error"]["details"]["expected_wait_s"] == 0.6
+        _, told = await queen.get(f"/v2/explain/{refused.headers['X-Correlation-Id']}")
+        assert told["code"] == "TOO_MANY_REQUESTS"
+        assert [(step["what"], step["status"]) for step in told["steps"]] == [("denied", 429)]
+        assert told["steps"][0]["why"].endswith("waiting 2, expected_wait_s 0.6")
         deadline = str(int((time.time() + 60) * 1000))
         patient = asyncio.create_task(ask(queen, **{"X-Request-Deadline": deadline}))  # has the time
         await until(lambda: queen.core.admission.waiting == 3)
