@@ -19,8 +19,8 @@ from rbee.queen.affinity import Affinity
 from rbee.queen.clients import Clients
 from rbee.queen.fair import Priority, Ticket
 from rbee.queen.loads import LoadTimes
-from rbee.queen.metrics import QueenMetrics, Shed
 from rbee.queen.placing import Placer
+from rbee.queen.placing_metrics import PlacingMetrics, Shed
 from rbee.queen.policy import Policy
 from rbee.queen.rates import ServiceTimes
 from rbee.queen.registry import Registry
@@ -42,7 +42,7 @@ class Admission:
     """The waiting requests of all models, and the slots that those in flight hold."""
 
     def __init__(
-        self, registry: Registry, policy: Policy, affinity: Affinity, clients: Clients, metrics: QueenMetrics
+        self, registry: Registry, policy: Policy, affinity: Affinity, clients: Clients, metrics: PlacingMetrics
     ) -> None:
         self.clients = clients
         self.placer = Placer(registry, policy, affinity, metrics)

@@ -93,7 +93,7 @@ class Core:
             Policy.of(config),
             Affinity(config.routing.affinity_entries),
             Clients(config.clients),
-            self.metrics,
+            self.metrics.placing,
         )
         self.sessions = Sessions(self.registry)
         self.aliases = Aliases(config.aliases, {})
@@ -120,7 +120,7 @@ class Core:
             self.owner,
             _send_limits(limits),
             RetryBudget(config.routing.retry_share, config.routing.retry_reserve),
-            self.metrics,
+            self.metrics.placing,
             lambda hive_id: self.enrolments.refused(hive_id, WORKER_API),
         )
         self._starter = Starter(self.registry, self.hives, self.owner, self.admission.start_settled)

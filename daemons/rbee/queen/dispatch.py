@@ -17,7 +17,7 @@ from rbee.queen import relay
 from rbee.queen.admission import Admission
 from rbee.queen.explain import Trail, What
 from rbee.queen.fair import Priority
-from rbee.queen.metrics import QueenMetrics
+from rbee.queen.placing_metrics import PlacingMetrics
 from rbee.queen.rates import RetryBudget
 from rbee.queen.registry import Registry
 from rbee.queen.relay import Patience
@@ -150,7 +150,7 @@ class Dispatcher:
         owner: TaskOwner,
         limits: SendLimits,
         budget: RetryBudget,
-        metrics: QueenMetrics,
+        metrics: PlacingMetrics,
         token_refused: Callable[[str], bool] = lambda hive_id: False,
     ) -> None:
         self._registry = registry

@@ -4,7 +4,7 @@ import itertools
 import time
 
 from rbee.queen.affinity import Affinity, beginnings
-from rbee.queen.metrics import QueenMetrics
+from rbee.queen.placing_metrics import PlacingMetrics
 from rbee.queen.policy import Policy
 from rbee.queen.registry import Registry
 from rbee.queen.routing import MOST_SEEN, Placement, Reason, Seen, prefers
@@ -19,7 +19,7 @@ _TIMED_EVERY = 8
 class Placer:
     """Chooses by the registry, the policy and what is remembered of prompts; nothing here waits."""
 
-    def __init__(self, registry: Registry, policy: Policy, affinity: Affinity, metrics: QueenMetrics) -> None:
+    def __init__(self, registry: Registry, policy: Policy, affinity: Affinity, metrics: PlacingMetrics) -> None:
         self.policy = policy
         self.affinity = affinity
         self._registry = registry

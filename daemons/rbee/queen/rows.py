@@ -11,6 +11,7 @@ from rbee.queen.routing import Key
 from rbee.wire.messages import MachineFacts, WorkerReport, WorkerState
 
 DEFAULT_INTERVAL_S = 5.0
+_HALF_OPEN = BreakerState.HALF_OPEN
 
 
 class Liveness(enum.StrEnum):
@@ -103,12 +104,12 @@ class Worker:
     def slots(self) -> int:
         """Requests that it may run at once: its own number, one while a request tries whether it is well again."""
         slots = self.report.slots_total
-        return slots if slots > 1 and not self.on_trial else 1
+        return slots if slots > 1 and self.breaker.state is not _HALF_OPEN else 1
 
     @property
     def on_trial(self) -> bool:
         """Whether its next request tells whether it is well again."""
-        return self.breaker.state is BreakerState.HALF_OPEN
+        return self.breaker.state is _HALF_OPEN
 
     @property
     def url(self) -> str | None:

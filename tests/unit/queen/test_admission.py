@@ -5,6 +5,7 @@ import contextlib
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 from tests.unit.queen.partners import MODEL, report
 
 from rbee.queen.admission import Admission
@@ -12,7 +13,7 @@ from rbee.queen.affinity import Affinity
 from rbee.queen.clients import Clients
 from rbee.queen.config import ClientLimits
 from rbee.queen.fair import Priority
-from rbee.queen.metrics import QueenMetrics
+from rbee.queen.placing_metrics import PlacingMetrics
 from rbee.queen.policy import Policy, WaitLimits
 from rbee.queen.registry import Registry
 from rbee.queen.routing import Key
@@ -43,7 +44,9 @@ class World:
         self.registry = Registry(SilenceLimits())
         self.clients = Clients({"narrow": ClientLimits(concurrent=2)})
         policy = Policy(WaitLimits(most_waiting=5))
-        self.admission = Admission(self.registry, policy, Affinity(64), self.clients, QueenMetrics())
+        self.admission = Admission(
+            self.registry, policy, Affinity(64), self.clients, PlacingMetrics(CollectorRegistry())
+        )
         self.asked: list[asyncio.Task[Lease]] = []
         self.leases: list[Lease] = []
         self.revision = 0

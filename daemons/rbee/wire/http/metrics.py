@@ -14,6 +14,8 @@ DURATION_BUCKETS = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
 """Seconds: fine where a hop is a millisecond, coarse where a model loads."""
+HOP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
+"""Seconds of one hop: milliseconds when healthy, tries with backoff when not."""
 
 
 class HttpMetrics:
