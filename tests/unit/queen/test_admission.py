@@ -154,3 +154,25 @@ async def test_what_failed_a_request_is_not_chosen_for_it_again() -> None:
         lease = await world.admission.acquire(Want(MODEL, exclude={Key("bee", "b")}, again=True))
         assert lease.worker.key.worker_id == "a"
         lease.release()
+
+
+async def test_what_waits_is_bounded_over_all_models() -> None:
+    world = World()
+    world.admission.configure(Policy(most_waiting=2))
+    for number, model in enumerate(("x", "y", "z")):
+        told = report(S.LOADING, worker=model, url=None, model=model, revision=100 + number)
+        world.registry.apply(told, 0.0)
+    waiting = [asyncio.create_task(world.admission.acquire(Want(model, client=model))) for model in ("x", "y")]
+    await settle()
+    assert world.admission.waiting == 2
+    refusal: RbeeError | None = None
+    try:
+        await world.admission.acquire(Want("z", client="z"))
+    except TooManyRequests as error:
+        refusal = error
+    assert refusal is not None
+    assert refusal.retry_after_s == 5  # nothing is known of the model's rate
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert world.admission.waiting == 0
