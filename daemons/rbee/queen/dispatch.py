@@ -190,7 +190,7 @@ class Dispatcher:
             if not isinstance(answer, RbeeError):
                 return answer
             problem = answer
-            want.again, want.retries = True, call.trail.tries
+            want.again, want.retries, want.shun = True, call.trail.tries, lease.worker.key
             call.trail.waits()
             if isinstance(problem, AllSlotsBusy) and want.retries < TRIES:
                 await self._beside(want, lease.worker)
@@ -198,7 +198,7 @@ class Dispatcher:
     def _want(self, call: Call) -> Want:
         want = self.admission.want(call.model, call.body, context.client.get() or "", call.priority)
         want.deadline, want.news, want.patient = call.deadline, call.news, call.patient
-        want.again, want.retries = bool(call.trail.tries), call.trail.tries
+        want.again, want.retries, want.shun = bool(call.trail.tries), call.trail.tries, call.trail.chosen
         if not want.again:
             self.budget.deposit()
         return want

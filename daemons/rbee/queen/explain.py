@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from rbee.queen.routing import Placement, Seen, routable
+from rbee.queen.routing import Key, Placement, Seen, routable
 from rbee.queen.rows import Worker
 from rbee.wire.errors import NotFound, RbeeError
 from rbee.wire.messages import WorkerReport
@@ -107,8 +107,9 @@ class Trail:
     """
 
     __slots__ = (
-        "_sent", "_steps", "_waits_since", "arrived", "arrived_unix", "asked", "caller", "code", "correlation_id",
-        "ended", "model", "outcome", "overhead_ms", "queue_s", "request_id", "route", "tries", "worker", "worker_s",
+        "_sent", "_steps", "_waits_since", "arrived", "arrived_unix", "asked", "caller", "chosen", "code",
+        "correlation_id", "ended", "model", "outcome", "overhead_ms", "queue_s", "request_id", "route", "tries",
+        "worker", "worker_s",
     )  # fmt: skip
 
     def __init__(self, route: str, correlation_id: str | None, caller: str | None) -> None:
@@ -120,6 +121,7 @@ class Trail:
         self.arrived = time.perf_counter()
         self.arrived_unix = time.time()
         self.worker: str | None = None
+        self.chosen: Key | None = None
         self.tries = 0
         self.queue_s = self.worker_s = 0.0
         self.overhead_ms: float | None = None
@@ -147,6 +149,7 @@ class Trail:
         if self._waits_since is not None:
             self.queue_s += now - self._waits_since
             self._waits_since = None
+        self.chosen = placement.chosen
         self.worker = str(placement.chosen)
         self.tries += 1
         self._add(now, What.PLACED, self.worker, placement.reason.value, candidates=placement.considered)

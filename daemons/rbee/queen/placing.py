@@ -37,7 +37,8 @@ class Placer:
         timed = next(self._turns) % _TIMED_EVERY == 0
         started = time.thread_time() if timed else 0.0
         pool = self._registry.pool(want.model)
-        least = pool.least(want.exclude)
+        least = None if want.shun is None else pool.least({*want.exclude, want.shun})
+        least = least or pool.least(want.exclude)
         if least is None:
             return None
         affine = self._affine(want, least) if want.prefixes else None
@@ -58,7 +59,7 @@ class Placer:
         known = False
         for key, life in itertools.islice(self.affinity.holders(want.prefixes), _MOST_HOLDERS_ASKED):
             worker = self._registry.worker(key)
-            if worker is None or worker.report.invocation_id != life or key in want.exclude:
+            if worker is None or worker.report.invocation_id != life or key in want.exclude or key == want.shun:
                 continue
             known = True
             if want.model in worker.names() and prefers(worker, least, self.policy.affinity_slack):

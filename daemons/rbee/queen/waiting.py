@@ -22,7 +22,8 @@ class Want:
     ``exclude`` are workers that failed it, ``again`` puts it in front (it has been given a worker before), ``news``
     is called with the report of a worker that it waits for, and ``patient`` False refuses to wait for a cold model.
     ``client`` names who asks, ``work`` is the estimated cost in tokens, ``prefixes`` hashes of the prompt's
-    beginnings, the longest first, and ``retries`` how many workers failed or refused it so far.
+    beginnings, the longest first, and ``retries`` how many workers failed or refused it so far. ``shun`` is the one
+    that did so last, which is taken where no other one is free.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Want:
     work: float = 1.0
     prefixes: tuple[int, ...] = ()
     retries: int = 0
+    shun: Key | None = None
 
 
 class Lease:

@@ -176,3 +176,12 @@ async def test_what_waits_is_bounded_over_all_models() -> None:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert world.admission.waiting == 0
+
+
+async def test_what_failed_a_request_last_is_taken_only_where_no_other_is_free() -> None:
+    world = World()
+    want = Want(MODEL, shun=Key("bee", "b"), again=True)
+    first = await world.admission.acquire(want)
+    assert first.worker.key.worker_id == "a"  # its one slot
+    second = await world.admission.acquire(want)
+    assert second.worker.key.worker_id == "b"
