@@ -119,6 +119,13 @@ class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     certificate_days: Annotated[float, Meta(gt=0, le=3650)] = 90.0
 
 
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """PEM files of the certificate chain and its key, for the TCP listeners."""
+
+    certificate: Path
+    key: Path
+
+
 class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of queen.yaml.
 
@@ -127,6 +134,7 @@ class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     listen: Listen = Listen()
+    tls: Tls | None = None
     public_url: Annotated[str, Meta(max_length=300)] = DEFAULT_PUBLIC_URL
     fleet: FleetSettings = FleetSettings()
     state_dir: Path = "/var/lib/rbee"

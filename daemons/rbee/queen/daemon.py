@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rbee.host.journal import set_level
 from rbee.host.notify import Notifier, counted
 from rbee.host.paths import Paths
 from rbee.host.sockets import bind_tcp, bind_unix, inherited, refuse_public_without_token, tcp_address
+from rbee.host.tls import ServerTls
 from rbee.queen.config import QueenConfig, check_public_url
 from rbee.queen.core import Core, OutgoingTokens, states
 from rbee.queen.express.connection import ExpressConnection
@@ -54,14 +56,20 @@ class QueenDaemon:
         refuse_public_without_token(self._sockets, self._verifier)
         self._verifier.of_digest = self.core.nodes.speaker
         admins = PeerAdmins(frozenset(config.admin_users))
+        self._tls = read_tls(config)
         lane = Lane(self.core, self._verifier)
         self._server = Server(
             make_app(self.core, self._verifier, admins),
             self._sockets,
             GRACE_S,
-            tls=self.core.fleet.context_of,
+            tls=self._context_of,
             tcp_connection=lambda manager: ExpressConnection(manager, asyncio.get_running_loop(), lane),
         )
+
+    def _context_of(self, bound: socket.socket) -> ssl.SSLContext | None:
+        """By what a TCP socket is served: the fleet's TLS for nodes, the configured certificate for others."""
+        of_fleet = self.core.fleet.context_of(bound)
+        return of_fleet if of_fleet is not None or self._tls is None else self._tls.context
 
     async def start(self) -> None:
         """Open the store, listen, and say READY=1."""
@@ -84,7 +92,7 @@ class QueenDaemon:
         await self.core.wait()
 
     async def reload(self) -> None:
-        """Put tokens, limits, aliases and the log level of the file in force; a bad file changes nothing.
+        """Put tokens, limits, aliases, the log level and a renewed certificate in force; a bad file changes nothing.
 
         Raises ConfigError. Addresses and folders stay as they were at the start.
         """
@@ -93,6 +101,8 @@ class QueenDaemon:
         clients = await asyncio.to_thread(read_clients, loaded.value)
         fresh = TokenVerifier(accepted, clients)
         refuse_public_without_token(self._sockets, fresh)
+        if self._tls is not None:
+            await asyncio.to_thread(self._tls.load)
         self._verifier.replace(accepted, clients)
         self._outgoing.hive_api, self._outgoing.worker_api = outgoing.hive_api, outgoing.worker_api
         set_level(loaded.value.log_level)
@@ -119,6 +129,11 @@ class QueenDaemon:
         degraded = f"; degraded: {wrong[0]}" if wrong else ""
         known = f"{counted(hives, 'hive')}, {counted(workers, 'worker')} ({ready} ready)"
         return f"{known}, {counted(flight, 'request')} in flight{degraded}"
+
+
+def read_tls(config: QueenConfig) -> ServerTls | None:
+    """The certificate of the TCP listeners, if one is configured; raises ConfigError."""
+    return None if config.tls is None else ServerTls(Path(config.tls.certificate), Path(config.tls.key))
 
 
 def read_tokens(config: QueenConfig) -> tuple[Mapping[Role, list[Secret]], OutgoingTokens]:

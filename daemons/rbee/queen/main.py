@@ -13,7 +13,7 @@ from rbee.host.journal import setup_logging
 from rbee.host.notify import Notifier
 from rbee.host.paths import CONFIG_DIR
 from rbee.queen.config import DEFAULT_PUBLIC_URL, PUBLIC_URL_VARIABLE, QueenConfig, check_public_url
-from rbee.queen.daemon import QueenDaemon, read_clients, read_tokens
+from rbee.queen.daemon import QueenDaemon, read_clients, read_tls, read_tokens
 from rbee.wire.errors import ConfigError
 from rbee.wire.log import log
 
@@ -79,6 +79,7 @@ def _check(source: Source) -> int:
     try:
         loaded = source.load()
         read_tokens(loaded.value)
+        read_tls(loaded.value)
         read_clients(loaded.value)
     except ConfigError as error:
         sys.stderr.write(f"{error.message}\n")

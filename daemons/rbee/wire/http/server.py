@@ -194,8 +194,8 @@ class Server:
     """An application served on sockets that are bound already; a client that leaves cancels its handler.
 
     ``grace_s`` is how long :meth:`close` lets running handlers go on before it cancels them. ``tcp_connection`` makes
-    the protocol of a plain connection by TCP where it is another than aiohttp's. ``tls`` says, at the start, by which
-    context a socket is served; None for plain HTTP.
+    the protocol of a connection by TCP where it is another than aiohttp's. ``tls`` says, at the start, by which context
+    a TCP socket is served; None for plain HTTP.
     """
 
     def __init__(
@@ -228,19 +228,18 @@ class Server:
         if factory is None:
             raise InternalError("the HTTP server did not start")
         loop = asyncio.get_running_loop()
+        made = self._tcp_connection
+        protocol = factory if made is None else functools.partial(made, factory)
         for bound in self._sockets:
-            context = self._tls(bound)
             if bound.family == socket.AF_UNIX:
-                self._listeners.append(await loop.create_unix_server(factory, sock=bound, backlog=_BACKLOG))
-            elif context is not None:
-                listener = loop.create_server(
-                    factory, sock=bound, backlog=_BACKLOG, ssl=context, ssl_handshake_timeout=HANDSHAKE_LIMIT_S
-                )
-                self._listeners.append(await listener)
+                listener = await loop.create_unix_server(factory, sock=bound, backlog=_BACKLOG)
             else:
-                made = self._tcp_connection
-                protocol = factory if made is None else functools.partial(made, factory)
-                self._listeners.append(await loop.create_server(protocol, sock=bound, backlog=_BACKLOG))
+                context = self._tls(bound)
+                limit_s = None if context is None else HANDSHAKE_LIMIT_S
+                listener = await loop.create_server(
+                    protocol, sock=bound, backlog=_BACKLOG, ssl=context, ssl_handshake_timeout=limit_s
+                )
+            self._listeners.append(listener)
 
     def stop_accepting(self) -> None:
         """Close the listeners; requests that run go on."""
