@@ -9,6 +9,8 @@ from rbee.queen.routing import Candidate, Key, Load, load, routable
 
 C = TypeVar("C", bound=Candidate)
 _SPARE = 64
+_FEW = 8
+"""Up to so many candidates are looked through, which costs less than to keep a heap of them in order."""
 
 
 class Pool(Generic[C]):
@@ -62,7 +64,9 @@ class Pool(Generic[C]):
             return
         entry = (load(worker), next(self._turns), worker)
         self._current[key] = entry
-        if len(self._heap) > 4 * len(self._current) + _SPARE:
+        if len(self._rows) <= _FEW:
+            self._heap.clear()
+        elif not self._heap or len(self._heap) > 4 * len(self._current) + _SPARE:
             self._heap = list(self._current.values())
             heapq.heapify(self._heap)
         else:
@@ -70,6 +74,15 @@ class Pool(Generic[C]):
 
     def least(self, exclude: Collection[Key] = ()) -> C | None:
         """The free candidate with the least load that is not in ``exclude``, or None."""
+        if len(self._rows) <= _FEW:
+            free = [entry for key, entry in self._current.items() if key not in exclude]
+            return min(free)[2] if free else None
+        return self._least_of_many(exclude)
+
+    def _least_of_many(self, exclude: Collection[Key]) -> C | None:
+        if not self._heap:  # there were few until now
+            self._heap = list(self._current.values())
+            heapq.heapify(self._heap)
         passed: list[tuple[Load, int, C]] = []
         found: C | None = None
         while self._heap and found is None:

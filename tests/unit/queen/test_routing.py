@@ -24,6 +24,9 @@ from rbee.queen.routing import (
 )
 from rbee.wire.messages import WorkerReport, WorkerState
 
+NAMES = "abcdefghijkl"
+"""More than are looked through one by one."""
+
 
 @dataclass
 class Row:
@@ -55,7 +58,7 @@ def row(name: str, state: WorkerState = WorkerState.IDLE, **more: object) -> Row
 
 @st.composite
 def candidates(draw: st.DrawFn) -> list[Row]:
-    names = draw(st.lists(st.sampled_from("abcdefgh"), unique=True, max_size=8))
+    names = draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=len(NAMES)))
     return [
         Row(
             Key("bee", name),
@@ -77,7 +80,7 @@ def pool_of(rows: list[Row]) -> Pool[Row]:
     return pool
 
 
-@given(candidates(), st.sets(st.sampled_from("abcdefgh")))
+@given(candidates(), st.sets(st.sampled_from(NAMES)))
 def test_the_choice_is_ready_free_and_least_loaded(rows: list[Row], excluded: set[str]) -> None:
     exclude = {Key("bee", name) for name in excluded}
     fit = [
@@ -92,7 +95,8 @@ def test_the_choice_is_ready_free_and_least_loaded(rows: list[Row], excluded: se
 
 
 @given(
-    candidates(), st.lists(st.tuples(st.integers(0, 7), st.sampled_from(["take", "give", "state", "drop"]), st.data()))
+    candidates(),
+    st.lists(st.tuples(st.integers(0, 11), st.sampled_from(["take", "give", "state", "drop", "back"]), st.data())),
 )
 def test_the_index_follows_every_change(rows: list[Row], changes: list[tuple[int, str, st.DataObject]]) -> None:
     pool = pool_of(rows)
@@ -110,6 +114,9 @@ def test_the_index_follows_every_change(rows: list[Row], changes: list[tuple[int
         elif what == "drop":
             pool.remove(one.key)
             left.pop(one.key, None)
+        elif what == "back" and one.key not in left:
+            pool.put(one)
+            left[one.key] = one
         pool.touch(one)
         fit = [each for each in left.values() if free(each)]
         chosen = pool.least()
@@ -227,7 +234,7 @@ def test_what_may_be_started(one: Row, may: bool) -> None:
     assert startable(one) is may
 
 
-@given(candidates(), st.sets(st.sampled_from("abcdefgh")))
+@given(candidates(), st.sets(st.sampled_from(NAMES)))
 def test_requests_fail_only_when_nothing_can_come(rows: list[Row], tried_names: set[str]) -> None:
     tried = {Key("bee", name) for name in tried_names}
     step = next_step(rows, tried, set())
