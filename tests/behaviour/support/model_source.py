@@ -16,6 +16,8 @@ from typing import Any
 from aiohttp import web
 
 RANGE = re.compile(r"bytes=(\d+)-")
+SIGNED = "Signature=a%2Fb%2Bc~d%3D&Expires=1"
+"""The query of a redirect, in a quoting that another quoting would change."""
 COMMIT = "c0ffee" + "0" * 34
 
 
@@ -37,6 +39,8 @@ class Seen:
     path: str
     range: str | None
     authorization: str | None
+    query: str = ""
+    """As it came, still quoted."""
 
 
 @dataclass
@@ -113,8 +117,8 @@ class ModelSource:
             await self._runner.cleanup()
 
     def _note(self, request: web.Request) -> None:
-        headers = request.headers
-        self.seen.append(Seen(request.method, request.path, headers.get("Range"), headers.get("Authorization")))
+        headers, query = request.headers, request.raw_path.partition("?")[2]
+        self.seen.append(Seen(request.method, request.path, headers.get("Range"), headers.get("Authorization"), query))
 
     def _refused(self, request: web.Request, repo: str) -> web.Response | None:
         if repo not in self.folders:
@@ -142,7 +146,7 @@ class ModelSource:
         if refused is not None:
             return refused
         if self.elsewhere:
-            return web.Response(status=302, headers={"Location": self.elsewhere + request.path})
+            return web.Response(status=302, headers={"Location": f"{self.elsewhere}{request.path}?{SIGNED}"})
         return await self._serve(request, self.folders[repo])
 
     async def _file(self, request: web.Request) -> web.StreamResponse:

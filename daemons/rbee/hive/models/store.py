@@ -122,12 +122,14 @@ class ModelStore:
 
         Raises InvalidModelReference, TooManyRequests.
         """
+        download = self._downloads.get(reference.model_id)
+        if download is not None:
+            return download
         row = await self.find(reference)
         if row is not None:
             await self.catalogue.touch([row.reference])
             return row
-        download = self._downloads.get(reference.model_id)
-        return download if download is not None else self._begin(reference, source)
+        return self._downloads.get(reference.model_id) or self._begin(reference, source)
 
     async def used(self, model_ref: str) -> None:
         """A worker of the model began or ended."""

@@ -55,6 +55,7 @@ def client_session(
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=proxies,
         auto_decompress=False,
+        requote_redirect_url=False,  # a signed URL that is quoted anew is another URL
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
     )
 

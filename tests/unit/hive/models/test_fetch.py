@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.behaviour.support.model_source import Fault, ModelSource
+from tests.behaviour.support.model_source import SIGNED, Fault, ModelSource
 from tests.unit.hive.models.conftest import Bench
 
 from rbee.hive.config import Tokens
@@ -105,7 +105,7 @@ async def test_a_token_goes_to_the_hub_and_a_gated_model_without_it_says_what_to
     assert all(seen.authorization == "Bearer hf_secret_token" for seen in source.requests("model.onnx"))
 
 
-async def test_a_redirect_to_another_host_gets_no_token(
+async def test_a_redirect_to_another_host_is_followed_as_it_is_and_gets_no_token(
     bench_of: Callable[..., Any], source: ModelSource, tmp_path: Path
 ) -> None:
     source.repository("org/closed", FILES)
@@ -121,7 +121,7 @@ async def test_a_redirect_to_another_host_gets_no_token(
         bench.store.use(msgspec.structs.replace(bench.config, tokens=Tokens(hf_token="hf_token")))
         row = await bench.pull("hf:org/closed")
         assert written(bench, row.id) == FILES
-        assert {seen.authorization for seen in store.seen} == {None}
+        assert {(seen.authorization, seen.query) for seen in store.seen} == {(None, SIGNED)}
         assert {seen.authorization for seen in source.seen} == {"Bearer hf_secret_token"}
     finally:
         store.close()
