@@ -3,6 +3,7 @@
 import asyncio
 from urllib.parse import quote, urlencode
 
+import msgspec
 from aiohttp import hdrs, web
 
 from rbee.queen.core import Core
@@ -111,7 +112,8 @@ class ModelRoutes:
 
         hives = [hive for hive in self._core.registry.hives() if not hive.manual and hive.hive_id != target]
         hives.sort(key=lambda hive: hive.hive_id)
-        return next(filter(None, await asyncio.gather(*(ask(hive) for hive in hives))), None)
+        found = next(filter(None, await asyncio.gather(*(ask(hive) for hive in hives))), None)
+        return None if found is None else msgspec.structs.replace(found, optional=True)
 
     async def _source(self, text: str, hive: Hive) -> CopySource:
         """Where the model is copied from, with a ticket of the hive that has it."""

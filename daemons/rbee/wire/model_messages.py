@@ -34,11 +34,15 @@ class Stage(enum.StrEnum):
 
 
 class CopySource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Another hive that has the model: its address, the model's id there, and a ticket that it gave for it."""
+    """Another hive that has the model: its address, the model's id there, and a ticket that it gave for it.
+
+    ``optional``: where that hive cannot be asked from here, the model is fetched from its own source.
+    """
 
     url: Url
     model: ModelId
     ticket: Ticket
+    optional: bool = False
 
 
 class DownloadRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -115,7 +115,7 @@ async def test_a_copy_is_ordered_with_a_ticket_of_the_hive_that_has_it(fleet: Ru
         (
             "POST",
             "/v1/models/download",
-            {"reference": REFERENCE, "source": {"url": store.url, "model": MODEL, "ticket": TICKET}},
+            {"reference": REFERENCE, "source": {"url": store.url, "model": MODEL, "ticket": TICKET, "optional": False}},
         ),
     ]
 
@@ -126,7 +126,7 @@ async def test_a_copy_is_taken_from_whichever_hive_has_it_else_from_the_source(
     body = {"reference": REFERENCE, "copy": True}
     await fleet.beat(hive="dead", api_url="http://127.0.0.1:9")
     await call(fleet, "POST", "/v2/hives/bee/models/download", body)
-    source = {"url": store.url, "model": MODEL, "ticket": TICKET}
+    source = {"url": store.url, "model": MODEL, "ticket": TICKET, "optional": True}
     assert store.asked == [
         ("POST", f"/v1/models/{MODEL}/ticket", None),
         ("POST", "/v1/models/download", {"reference": REFERENCE, "source": source}),

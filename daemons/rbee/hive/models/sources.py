@@ -1,6 +1,7 @@
 """Asks a model's source what the model consists of: a hub, a web folder with SHA256SUMS, one file, another hive."""
 
 import asyncio
+import logging
 import os
 import sys
 from http import HTTPStatus
@@ -30,13 +31,16 @@ from rbee.wire.errors import (
     DownloadFailed,
     DownloadTimeout,
     InvalidModelReference,
+    ModelAccessDenied,
     ModelSourceNotFound,
     ProtocolError,
 )
 from rbee.wire.http.client import decode_answer, request_headers
+from rbee.wire.log import log
 from rbee.wire.model_messages import CopySource, FileList
 from rbee.wire.model_reference import ARCHIVES, ModelReference, Provider
 
+LOGGER = logging.getLogger(__name__)
 ASK_LIMIT_S = 30.0
 HUB_COMMAND = (sys.executable, "-m", "rbee.hive.models.hub_listing")
 _HEADS_AT_ONCE = 8
@@ -68,7 +72,12 @@ class Sources:
         Raises DownloadFailed, DownloadTimeout, ModelSourceNotFound, ModelAccessDenied, InvalidModelReference.
         """
         if source is not None:
-            return await self._of_hive(reference, source)
+            try:
+                return await self._of_hive(reference, source)
+            except (DownloadFailed, DownloadTimeout, ModelAccessDenied, ModelSourceNotFound) as error:
+                if not source.optional:
+                    raise
+                log(LOGGER, logging.WARNING, "no copy from another hive: fetching from the source", why=error.message)
         if reference.provider is Provider.HF:
             return await self._of_hub(reference)
         if reference.url.endswith("/"):

@@ -322,6 +322,14 @@ async def test_without_the_ticket_nothing_is_given(bench: Bench, other: tuple[Be
             assert await response.read() == FILES["model.onnx"]
 
 
+async def test_a_copy_that_is_optional_falls_back_to_the_models_own_source(bench: Bench, source: ModelSource) -> None:
+    reference = source.folder("tiny", FILES)
+    nowhere = CopySource("http://127.0.0.1:9", parse(reference).model_id, "x" * 32, optional=True)
+    found = await bench.store.obtain(parse(reference), nowhere)
+    assert isinstance(found, Download)
+    assert (await found.result()).size_bytes == 3000
+
+
 async def test_another_model_under_the_same_id_is_not_taken(
     bench: Bench, other: tuple[Bench, str], source: ModelSource
 ) -> None:
