@@ -3,28 +3,30 @@
 import gzip
 import os
 import tarfile
+import threading
 import zlib
 from pathlib import Path
 
 from rbee.hive.models.listing import MOST_FILES, safe_path
+from rbee.hive.models.manifest import check_goes_on
 from rbee.hive.models.sink import disk_full, refused
 from rbee.wire.errors import DownloadFailed
 
 _CHUNK = 1 << 20
 
 
-def unpack(archive: Path, folder: Path, reserve: int) -> None:
+def unpack(archive: Path, folder: Path, reserve: int, stopping: threading.Event) -> None:
     """Unpack ``archive`` into ``folder``, a single folder at its top left out; ``reserve`` bytes of the disk stay free.
 
     Raises DownloadFailed for an archive with links, devices or paths that lead outside, InsufficientDisk,
-    StorageUnavailable.
+    StorageUnavailable, also once ``stopping`` is set.
     """
     try:
         with tarfile.open(archive) as tar:
             members = _checked(tar)
             top = _common_top([member.name for member in members])
             for member in members:
-                _extract(tar, member, folder / member.name.removeprefix(top), reserve)
+                _extract(tar, member, folder / member.name.removeprefix(top), reserve, stopping)
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DownloadFailed(
             "the archive does not unpack: it is no tar archive; make it with tar(1)", details={"reason": "bad_archive"}
@@ -56,7 +58,9 @@ def _common_top(names: list[str]) -> str:
     return f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""
 
 
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, reserve: int) -> None:
+def _extract(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, reserve: int, stopping: threading.Event
+) -> None:
     source = tar.extractfile(member)
     if source is None:
         return
@@ -64,6 +68,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, reserv
     with source, target.open("xb") as file:
         while chunk := source.read(_CHUNK):
             file.write(chunk)
+            check_goes_on(stopping)
             disk = os.fstatvfs(file.fileno())
             if disk.f_bavail * disk.f_frsize < reserve:
                 raise disk_full("the disk became full while the archive was unpacked")

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import shutil
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -32,7 +33,10 @@ _FILES, _ARCHIVE = "files", "archive"
 
 
 class Fetcher:
-    """Fetches models into ``models``; ``make_room`` frees bytes or raises InsufficientDisk."""
+    """Fetches models into ``models``; ``make_room`` frees bytes or raises InsufficientDisk.
+
+    ``stopping`` ends what runs in a thread.
+    """
 
     def __init__(
         self,
@@ -41,12 +45,14 @@ class Fetcher:
         throttle: Throttle,
         metrics: ModelMetrics,
         make_room: Callable[[int], Awaitable[None]],
+        stopping: threading.Event,
     ) -> None:
         self._models = models
         self._session = session
         self._throttle = throttle
         self._metrics = metrics
         self._make_room = make_room
+        self._stopping = stopping
 
     async def fetch(
         self,
@@ -81,7 +87,7 @@ class Fetcher:
             files = await self._files(download, listing, place, tries, settings.stall_limit_s, reserve)
             if listing.archive:
                 download.enter(Stage.UNPACKING)
-                files = await asyncio.to_thread(_unpack, place, reserve)
+                files = await asyncio.to_thread(_unpack, place, reserve, self._stopping)
         except InsufficientDisk:
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
             raise
@@ -116,13 +122,13 @@ def remove_stale(models: Path, now: float) -> None:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _unpack(place: Path, reserve: int) -> list[FileEntry]:
+def _unpack(place: Path, reserve: int, stopping: threading.Event) -> list[FileEntry]:
     folder = place / _FILES
     shutil.rmtree(folder, ignore_errors=True)
     (archive,) = model_files(place / _ARCHIVE)
-    unpack(archive, folder, reserve)
+    unpack(archive, folder, reserve, stopping)
     archive.unlink()
-    return entries_of(folder)
+    return entries_of(folder, stopping)
 
 
 def _put_in_place(place: Path, target: Path, manifest: Manifest) -> ModelRow:

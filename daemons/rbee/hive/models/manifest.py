@@ -1,9 +1,11 @@
 """What a model's folder holds: its files and their digests, and the manifest that a fetched one carries. Blocks."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -73,12 +75,19 @@ def size_of(folder: Path) -> int:
     return 0
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file in hex; raises OSError."""
+def check_goes_on(stopping: threading.Event) -> None:
+    """Raise InterruptedError, an OSError, once the hive stops: no thread of its may outlive its loop by minutes."""
+    if stopping.is_set():
+        raise InterruptedError(errno.EINTR, "the hive is stopping")
+
+
+def sha256_of(path: Path, stopping: threading.Event) -> str:
+    """SHA-256 of a file in hex; raises OSError, also once ``stopping`` is set."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_READ_CHUNK):
             digest.update(chunk)
+            check_goes_on(stopping)
     return digest.hexdigest()
 
 
@@ -87,10 +96,11 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def entries_of(folder: Path) -> list[FileEntry]:
-    """Every file of a folder with its digest, read through; raises OSError."""
+def entries_of(folder: Path, stopping: threading.Event) -> list[FileEntry]:
+    """Every file of a folder with its digest, read through; raises OSError, also once ``stopping`` is set."""
     return [
-        FileEntry(str(path.relative_to(folder)), path.stat().st_size, sha256_of(path)) for path in model_files(folder)
+        FileEntry(str(path.relative_to(folder)), path.stat().st_size, sha256_of(path, stopping))
+        for path in model_files(folder)
     ]
 
 

@@ -89,7 +89,7 @@ class ModelOrders:
     async def _read(self, folder: Path) -> list[FileEntry]:
         async with self._reading:  # two at once would only make the disk seek
             try:
-                return await asyncio.to_thread(entries_of, folder)
+                return await asyncio.to_thread(entries_of, folder, self._store.stopping)
             except OSError as error:
                 raise StorageUnavailable(f"a file of the model cannot be read: {error.strerror}") from error
 

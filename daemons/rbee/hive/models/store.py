@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections import OrderedDict
@@ -59,6 +60,7 @@ class ModelStore:
         self._throttle = Throttle(config.models.bandwidth_limit_mbps, time.monotonic)
         self._slots = asyncio.Semaphore(config.models.downloads_at_once)
         self.changing = asyncio.Lock()
+        self.stopping = threading.Event()
         self._downloads: dict[str, Download] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._ended: OrderedDict[str, Download] = OrderedDict()
@@ -74,6 +76,7 @@ class ModelStore:
 
     async def close(self) -> None:
         """End the downloads (what came is kept) and close the catalogue."""
+        self.stopping.set()
         await self._tasks.close()
         if self._session is not None:
             await self._session.close()
@@ -182,7 +185,7 @@ class ModelStore:
         settings = self._config.models
         if self._session is None:
             self._session = client_session(proxies=True)
-        fetcher = Fetcher(self.folder, self._session, self._throttle, self.metrics, self._make_room)
+        fetcher = Fetcher(self.folder, self._session, self._throttle, self.metrics, self._make_room, self.stopping)
         row, files = await fetcher.fetch(download, source, settings, self._endpoint(), self._hub_token())
         await self.catalogue.put(row, files)
         await self._count()

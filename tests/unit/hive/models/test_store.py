@@ -240,6 +240,13 @@ async def test_use_is_noted_by_reference_and_by_folder(bench: Bench, source: Mod
         assert after > before
 
 
+async def test_a_verification_ends_when_the_hive_stops(bench: Bench, orders: ModelOrders, source: ModelSource) -> None:
+    row = await bench.pull(source.folder("tiny", FILES))
+    bench.store.stopping.set()
+    with pytest.raises(StorageUnavailable, match="the hive is stopping"):
+        await orders.verify(row.id)
+
+
 # A small disk that really fills up.
 
 
