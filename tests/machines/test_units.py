@@ -25,6 +25,7 @@ CHECKS = {
     "AF_UNIX": "RestrictAddressFamilies=~AF_UNIX",
     "AF_INET": "RestrictAddressFamilies=~AF_(INET|INET6)",
     "RootDirectory": "RootDirectory=/RootImage=",
+    "resources": "SystemCallFilter=~@resources",
 }
 
 PROGRAM = """#!/usr/bin/python3

@@ -48,15 +48,16 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     ``model`` is a folder (absolute path or file:///) under a model root. ``name`` is what clients call the model
     (default: the folder's name). ``device`` counts CUDA devices from 0. ``slots`` bounds the requests that run at
     once, ``queue`` those that wait for a slot; beyond both a request is refused. ``listen_host`` null means
-    worker.yaml's. ``threads`` 0 means the cores this process may use. Durations are in seconds; ``idle_limit_s`` 0
-    means never stop for idleness, null means the hive's default. ``load_stall_s``: loading with no progress for
-    this long ends the start. ``tool_format`` is how the model writes tool calls; without it the chat template
-    tells. ``gpu_mem_limit_mb`` bounds the CUDA arena, ``use_tf32`` lets a GPU round single precision in matrix
-    products. ``kv_cache_mb`` bounds the keys and values of the texts that run at once (null: half of the memory
-    that is free at the start, on CUDA half of gpu_mem_limit_mb); ``prefix_cache_mb`` those kept of prompts for the
-    next ones, 0 keeps none. ``max_batch_tokens`` bounds the tokens, padding counted, of one run of texts; null
-    means what suits the device. ``max_batch`` is how many rows (first axis) of a tensor model's requests may share
-    a run; 1 means that each request runs by itself.
+    worker.yaml's. ``threads`` 0 means the cores this process may use; ``pin_cores`` keeps the worker on so many of
+    them, the idlest at its start (0: none of its own). Durations are in seconds; ``idle_limit_s`` 0 means never
+    stop for idleness, null means the hive's default. ``load_stall_s``: loading with no progress for this long ends
+    the start. ``tool_format`` is how the model writes tool calls; without it the chat template tells.
+    ``gpu_mem_limit_mb`` bounds the CUDA arena, ``use_tf32`` lets a GPU round single precision in matrix products.
+    ``kv_cache_mb`` bounds the keys and values of the texts that run at once (null: half of the memory that is free
+    at the start, on CUDA half of gpu_mem_limit_mb); ``prefix_cache_mb`` those kept of prompts for the next ones, 0
+    keeps none. ``max_batch_tokens`` bounds the tokens, padding counted, of one run of texts; null means what suits
+    the device. ``max_batch`` is how many rows (first axis) of a tensor model's requests may share a run; 1 means
+    that each request runs by itself.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -67,6 +68,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     slots: Annotated[int, Meta(ge=1, le=256)] = 4
     queue: Annotated[int, Meta(ge=0, le=4096)] = 0
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    pin_cores: Annotated[int, Meta(ge=0, le=1024)] = 0
     listen_host: str | None = None
     ports: PortRange = PortRange()
     idle_limit_s: Annotated[float, Meta(ge=0)] | None = None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,12 +11,14 @@ from dataclasses import dataclass
 from rbee.wire.errors import InferenceError, LoadingTimeout, RbeeError
 from rbee.wire.messages import Progress
 from rbee.worker.definition import Definition
+from rbee.worker.engine.cores import pin
 from rbee.worker.engine.folder import ModelFolder, read_folder, read_through
 from rbee.worker.engine.recognise import ModelFacts, recognise
 from rbee.worker.engine.runtime import runtime, thread_count
 from rbee.worker.models import Model, build_model, build_runner
 from rbee.worker.progress import ProgressBoard, describe
 
+LOGGER = logging.getLogger(__name__)
 Report = Callable[[Progress], None]
 STAGES = ("reading files", "importing the runtime", "creating the session", "warming up")
 
@@ -39,6 +42,9 @@ def load_model(definition: Definition, report: Report) -> LoadedModel:
     folder = read_folder(definition.folder)
     facts = recognise(folder.facts, definition.spec.task)
     read_through(folder.weight_files, lambda done, total: report(Progress("reading files", done, total, "bytes")))
+    if definition.spec.pin_cores:
+        cores = pin(definition.spec.pin_cores)
+        LOGGER.info("pinned to cores %s", ", ".join(map(str, sorted(cores))))
     report(Progress("importing the runtime", 1, len(STAGES)))
     runtime()
     report(Progress("creating the session", 2, len(STAGES)))
