@@ -260,7 +260,7 @@ async def test_rows_move_into_free_slots(request: pytest.FixtureRequest, shared:
     decoder, options = request.getfixturevalue(place).batch(rows=8).decoder, run_options()
     texts = {key: COMMON[key : key + 4 + key] for key in range(6)}
     for key in texts:
-        decoder.open(key)
+        decoder.open(key, 1)
     decoder.read([Chunk(key, 0, tokens) for key, tokens in texts.items()], options)
     for key in (0, 2, 4):
         decoder.close(key)

@@ -69,7 +69,7 @@ class BatchGenerator:
         Raises InferenceError where the model fails on it or scores with what is no number.
         """
         options, first = run_options(), min(self._text.eos_ids, default=0)
-        self._decoder.open(WARM_UP)
+        self._decoder.open(WARM_UP, 1)
         scores = self._decoder.read([Chunk(WARM_UP, 0, [first])], options)
         sampler = BatchSampler()
         sampler.add(WARM_UP, SamplingParams(temperature=1.0, seed=0), [first])

@@ -40,8 +40,8 @@ class BatchDecoder(Protocol):
     def size(self, rows: int, tokens: int) -> int:
         """Bytes that the caches take with so many rows of at most ``tokens`` tokens."""
 
-    def open(self, key: int) -> None:
-        """A row begins with an empty cache."""
+    def open(self, key: int, tokens: int) -> None:
+        """A row begins with an empty cache; as many ``tokens`` will be read into it."""
 
     def close(self, key: int) -> None:
         """A row is over; an unknown key is no error."""

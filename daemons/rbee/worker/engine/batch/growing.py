@@ -49,8 +49,8 @@ class GrowingDecoder:
         """See BatchDecoder: past and present are there at once."""
         return 2 * rows * tokens * self.token_bytes
 
-    def open(self, key: int) -> None:
-        """See BatchDecoder."""
+    def open(self, key: int, tokens: int) -> None:
+        """See BatchDecoder; nothing is set aside."""
         self._alone[key] = _Caches((key,), [0], [self._nothing(pair) for pair in self._layout.pairs])
 
     def close(self, key: int) -> None:

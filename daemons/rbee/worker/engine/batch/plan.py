@@ -7,12 +7,13 @@ MOST_TOKENS = 512
 """Prompt tokens that one step reads at most: bounds the scores' memory and how long a step takes."""
 LEAST_TOKENS = 4
 """Fewer tokens a step cost more in reading the weights than they gain."""
-UNKNOWN_TOKENS = 16
+FIRST_TOKENS = 16.0
 """What is read beside decoding rows before it is known how long that takes."""
-READING_SHARE = 1.0
+READING_SHARE = 1.3
 """Time that reading may take in a step, in decoding steps, where as many rows decode as wait to be read."""
 MOST_SHARE = 8.0
 SMOOTHING = 0.2
+SLOWEST_CHANGE, FASTEST_CHANGE = 0.7, 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +36,35 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """Rows that get one token each, and parts of prompts to read."""
+    """Rows that get one token each, and parts of prompts to read, in ``reading_s`` seconds (None: however long)."""
 
     decode: tuple[int, ...]
     read: tuple[Part, ...]
+    reading_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long work takes here, in seconds, smoothed: a decoding step, and a prompt's token. 0 is not known yet."""
+    """How long a decoding step takes here in seconds, smoothed (0: not known yet), and the tokens to read beside it.
+
+    What a token costs to read depends on how many are read at once and on what lies before them: so ``tokens`` is not
+    computed from a price, but grows and shrinks until reading takes the time that it may take.
+    """
 
     decode_s: float = 0.0
-    token_s: float = 0.0
+    tokens: float = FIRST_TOKENS
 
     def decoded(self, seconds: float) -> "Pace":
         """The pace after a decoding step of ``seconds``."""
-        return Pace(_smooth(self.decode_s, seconds), self.token_s)
+        before = self.decode_s
+        return Pace(seconds if before == 0 else before + SMOOTHING * (seconds - before), self.tokens)
 
-    def read(self, tokens: int, seconds: float) -> "Pace":
-        """The pace after ``tokens`` of prompts were read in ``seconds``; a few tell nothing, they cost what many do."""
-        if tokens < LEAST_TOKENS:
-            return self
-        return Pace(self.decode_s, _smooth(self.token_s, seconds / tokens))
-
-
-def _smooth(before: float, now: float) -> float:
-    return now if before == 0 else before + SMOOTHING * (now - before)
+    def read(self, tokens: int, seconds: float, allowed_s: float | None) -> "Pace":
+        """The pace after ``tokens`` were read in ``seconds``, where ``allowed_s`` were allowed (None: no bound)."""
+        if not allowed_s or (seconds < allowed_s and tokens < int(self.tokens)):
+            return self  # it might have been more: that it was quick tells nothing
+        change = min(FASTEST_CHANGE, max(SLOWEST_CHANGE, allowed_s / seconds))
+        return Pace(self.decode_s, min(MOST_TOKENS, max(LEAST_TOKENS, self.tokens * change)))
 
 
 def is_decoding(row: RowView) -> bool:
@@ -68,18 +72,15 @@ def is_decoding(row: RowView) -> bool:
     return row.pending == 1 and row.cached > 0
 
 
-def reading_budget(decoding: int, reading: int, pace: Pace, most: int = MOST_TOKENS) -> int:
-    """Prompt tokens that this step may read.
+def reading_time(decoding: int, reading: int, pace: Pace) -> float | None:
+    """Seconds that reading may take in this step; None where nobody decodes, whom it would hold up.
 
     The time is shared by who waits: the more rows are read for each that decodes, the longer those that decode may be
-    held up. With nobody decoding there is nobody to hold up.
+    held up.
     """
     if decoding == 0:
-        return most
-    if pace.token_s == 0 or pace.decode_s == 0:
-        return min(UNKNOWN_TOKENS, most)
-    share = READING_SHARE * min(MOST_SHARE, max(1.0, reading / decoding))
-    return max(LEAST_TOKENS, min(most, int(share * pace.decode_s / pace.token_s)))
+        return None
+    return READING_SHARE * min(MOST_SHARE, max(1.0, reading / decoding)) * pace.decode_s
 
 
 def plan_step(rows: Sequence[RowView], pace: Pace, *, most: int = MOST_TOKENS, whole: bool = False) -> StepPlan:
@@ -94,8 +95,9 @@ def plan_step(rows: Sequence[RowView], pace: Pace, *, most: int = MOST_TOKENS, w
     waiting = [row for row in ready if not is_decoding(row)]
     if whole:
         return StepPlan(decode, tuple(Part(row.key, row.pending) for row in waiting[:1]))
-    budget = reading_budget(len(decode), len(waiting), pace, most)
-    return StepPlan(decode, _share(waiting, budget))
+    allowed_s = reading_time(len(decode), len(waiting), pace)
+    budget = most if allowed_s is None else min(most, int(pace.tokens))
+    return StepPlan(decode, _share(waiting, budget), allowed_s)
 
 
 def _share(waiting: Sequence[RowView], budget: int) -> tuple[Part, ...]:

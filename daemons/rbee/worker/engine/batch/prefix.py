@@ -1,6 +1,6 @@
 """The prefix cache: keys and values of blocks of tokens that prompts begin with, bounded in bytes, oldest out first.
 
-A block's key covers every token before it as well, so that a chain of keys stands for one prefix. Looking up a prefix
+A block's key covers every token before it as well, so that a chain of keys stands for one prefix. A use of a prefix
 touches its blocks from the last to the first: what is thrown out first is the far end of a prefix, never its middle.
 """
 
@@ -71,8 +71,7 @@ class PrefixCache(Generic[Block]):
         known = 0
         while known < len(chain) and chain[known] in self._blocks:
             known += 1
-        for key in reversed(chain[:known]):
-            self._blocks.move_to_end(key)
+        self._touch(chain[:known])
         return [self._blocks[key] for key in chain[:known]]
 
     def count(self, blocks: int) -> None:
@@ -81,14 +80,15 @@ class PrefixCache(Generic[Block]):
         self.counts.misses += blocks == 0
         self.counts.reused_tokens += blocks * BLOCK_TOKENS
 
-    def add(self, key: bytes, block: Block) -> None:
-        """Keep a block, in place of the one that was not used for longest."""
-        self._blocks[key] = block
+    def keep(self, chain: Sequence[bytes], blocks: Sequence[Block]) -> None:
+        """Keep the last ``blocks`` of ``chain``, in place of those that were not used for longest."""
+        self._blocks.update(zip(chain[-len(blocks) :], blocks, strict=True))
+        self._touch(chain)
         while len(self._blocks) > self._most:
             self._blocks.popitem(last=False)
         self.counts.held_bytes = len(self._blocks) * self._block_bytes
 
-    def clear(self) -> None:
-        """Let everything go."""
-        self._blocks.clear()
-        self.counts.held_bytes = 0
+    def _touch(self, chain: Sequence[bytes]) -> None:
+        for key in reversed(chain):
+            if key in self._blocks:
+                self._blocks.move_to_end(key)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from rbee.wire.errors import InferenceError
 from rbee.worker.engine.batch.decoders import BatchDecoder
 from rbee.worker.engine.batch.host_kv import HostBlock
-from rbee.worker.engine.batch.prefix import BLOCK_TOKENS, Chain, PrefixCache, chain_of, common_blocks
+from rbee.worker.engine.batch.prefix import BLOCK_TOKENS, PrefixCache, chain_of, common_blocks
 from rbee.worker.engine.batch.row import Row
 
 LOGGER = logging.getLogger(__name__)
@@ -56,14 +56,13 @@ class PrefixReuse:
             row.saved += 1
         if row.saved >= filled:
             return
-        start, new = row.saved, row.chain[row.saved : filled]
-        row.saved = filled
-        self._possible(lambda: self._save(row.key, start, new))
+        start, row.saved = row.saved, filled
+        self._possible(lambda: self._save(row, start))
 
-    def _save(self, key: int, start: int, chain: Chain) -> None:
-        blocks = self._decoder.save(key, start * BLOCK_TOKENS, (start + len(chain)) * BLOCK_TOKENS)
-        for name, block in zip(chain, blocks, strict=True):
-            self._prefixes.add(name, block)
+    def _save(self, row: Row, start: int) -> None:
+        """Keep a row's blocks from number ``start`` on."""
+        blocks = self._decoder.save(row.key, start * BLOCK_TOKENS, row.saved * BLOCK_TOKENS)
+        self._prefixes.keep(row.chain[: row.saved], blocks)
 
     @staticmethod
     def _possible(work: Callable[[], None]) -> bool:

@@ -43,6 +43,7 @@ class SharedDecoder:
         self._kv = memory.kv
         self._slots: list[int | None] = []
         self._lengths: list[int] = []
+        self._rooms: list[int] = []
         self._capacity = 0
         self._bindings: dict[int, Binding] = {}
         self._inputs = _StepInputs(layout, 0, 0)
@@ -56,18 +57,19 @@ class SharedDecoder:
         slots, capacity = rounded(rows, 1, self._most_slots), rounded(tokens + 1, SMALLEST_CAPACITY, self._context)
         return slots * capacity * self.token_bytes
 
-    def open(self, key: int) -> None:
-        """See BatchDecoder."""
-        if None not in self._slots:
-            self._resize(len(self._slots) + 1, max(self._lengths, default=0) + 1)
+    def open(self, key: int, tokens: int) -> None:
+        """See BatchDecoder. The room for the whole prompt is made at once: each time that it grows, all rows wait."""
+        if None not in self._slots or tokens >= self._capacity:
+            held = [slot for slot, each in enumerate(self._slots) if each is not None]
+            self._resize(max(held, default=-1) + 2, max([tokens, *self._rooms, *self._lengths]) + 1)
         slot = self._slots.index(None)
-        self._slots[slot], self._lengths[slot] = key, 0
+        self._slots[slot], self._lengths[slot], self._rooms[slot] = key, 0, tokens
 
     def close(self, key: int) -> None:
         """See BatchDecoder."""
         if key in self._slots:
             slot = self._slots.index(key)
-            self._slots[slot], self._lengths[slot] = None, 0
+            self._slots[slot], self._lengths[slot], self._rooms[slot] = None, 0, 0
 
     def read(self, chunks: Sequence[Chunk], options: RunOptions) -> RowScores:
         """See BatchDecoder. First chunks of neighbours are read together; one that goes on is read alone."""
@@ -107,7 +109,7 @@ class SharedDecoder:
 
     def _reserve(self, tokens: int) -> None:
         # one more than is held: a slot that is computed without decoding writes behind its last token
-        need = max(tokens, *self._lengths) + 1
+        need = max([tokens, *self._rooms, *self._lengths]) + 1
         if need > self._capacity:
             self._resize(1 + max(slot for slot, key in enumerate(self._slots) if key is not None), need)
 
@@ -119,6 +121,7 @@ class SharedDecoder:
         self._capacity = capacity
         self._slots = [*self._slots, *[None] * slots][:slots]
         self._lengths = [*self._lengths, *[0] * slots][:slots]
+        self._rooms = [*self._rooms, *[0] * slots][:slots]
         self._inputs = _StepInputs(self._layout, slots, self._capacity)
 
     def _close_ranks(self, decoding: Sequence[int]) -> None:
@@ -130,8 +133,9 @@ class SharedDecoder:
             if free > highest:
                 return
             self._kv.move(highest, free, self._lengths[highest])
-            self._slots[free], self._lengths[free] = self._slots[highest], self._lengths[highest]
-            self._slots[highest], self._lengths[highest] = None, 0
+            self._slots[free], self._slots[highest] = self._slots[highest], None
+            self._lengths[free], self._lengths[highest] = self._lengths[highest], 0
+            self._rooms[free], self._rooms[highest] = self._rooms[highest], 0
 
     def _binding(self, count: int) -> Binding:
         """The binding of a decoding step of the first ``count`` slots, made once for each count."""

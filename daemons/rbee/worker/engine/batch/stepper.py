@@ -80,7 +80,7 @@ class Stepper:
         plan = plan_step(views, self._pace, most=self._decoder.most_tokens, whole=self._decoder.whole_prompts)
         self._make_room()
         self._decode([self._running[key] for key in plan.decode if key in self._running])
-        self._read([part for part in plan.read if part.key in self._running])
+        self._read([part for part in plan.read if part.key in self._running], plan.reading_s)
         came, self._came = self._came, []
         return came
 
@@ -95,7 +95,7 @@ class Stepper:
             self._reuse.begin(row)
             self._running[row.key] = row
             try:
-                self._decoder.open(row.key)
+                self._decoder.open(row.key, len(row.tokens))
             except InferenceError as error:
                 self._fail(row, error)
 
@@ -122,7 +122,7 @@ class Stepper:
         self._advance(rows, [1] * len(rows), self._run_tokens)
         self._pace = self._pace.decoded(self._clock() - began)
 
-    def _read(self, parts: Sequence[Part]) -> None:
+    def _read(self, parts: Sequence[Part], allowed_s: float | None) -> None:
         if not parts:
             return
         rows = [self._running[part.key] for part in parts]
@@ -131,7 +131,7 @@ class Stepper:
         counts = [min(part.count, row.pending) for part, row in zip(parts, rows, strict=True)]
         began = self._clock()
         self._advance(rows, counts, self._run_chunks)
-        self._pace = self._pace.read(sum(counts), self._clock() - began)
+        self._pace = self._pace.read(sum(counts), self._clock() - began, allowed_s)
 
     def _advance(
         self, rows: Sequence[Row], counts: Sequence[int], run: Callable[[Sequence[Row], Sequence[int]], RowScores]
