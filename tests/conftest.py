@@ -3,6 +3,7 @@
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
 from tests.machines.testbed import debs, packages, project, trees
 from tests.machines.testbed.fixtures import (
@@ -20,6 +21,10 @@ from tests.machines.testbed.network import Network
 __all__ = ["bare_machine", "installation", "machine", "network", "release", "repositories", "shared_machine"]
 
 _SHOWN_LINES = 40
+
+# an example that takes long on a busy machine is no failure: each test has pytest's own time limit
+settings.register_profile("rbee", deadline=None)
+settings.load_profile("rbee")
 
 
 def _machines(arguments: dict[str, object]) -> list[Machine]:
