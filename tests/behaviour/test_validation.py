@@ -9,8 +9,10 @@ import pytest
 from pytest_bdd import given, parsers, scenarios, then, when
 
 from rbee.wire.errors import RbeeError
+from tests.behaviour.support.daemons import start_alone
 from tests.behaviour.support.http import Answer, Http
 from tests.behaviour.support.person import Person
+from tests.behaviour.support.processes import DaemonProcess
 from tests.behaviour.support.stack import Stack
 
 scenarios("features/validation.feature")
@@ -136,3 +138,21 @@ def send_much(shared_stack: Stack, tried: Tried, daemon: str, path: str) -> None
 def too_large(tried: Tried) -> None:
     (answer,) = tried.answers
     assert (answer.status, answer.error["code"]) == (413, "PAYLOAD_TOO_LARGE")
+
+
+@when(parsers.parse("a {daemon} is started on port {port:d}"), target_fixture="started")
+def start_on(models: Path, daemon: str, port: int) -> Iterator[DaemonProcess]:
+    stack = Stack(models)
+    try:
+        stack.queen_config = stack.hive_config = {"listen": {"port": port}}
+        process = start_alone(stack, daemon)
+        process.wait_end()
+        yield process
+    finally:
+        stack.close()
+
+
+@then("it ends with 78 and says what ports there are")
+def says_ports(started: DaemonProcess) -> None:
+    assert started.process.returncode == 78
+    assert "1024" in started.text or "65535" in started.text

@@ -15,6 +15,7 @@ from rbee.wire.log import log
 
 LOGGER = logging.getLogger(__name__)
 LISTEN_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+LEAST_PORT = 1024
 _FIRST_FD = 3
 
 
@@ -39,7 +40,15 @@ def inherited() -> list[socket.socket]:
 
 
 def bind_tcp(host: str, port: int) -> socket.socket:
-    """A TCP socket bound to an address (port 0: a free one); raises ConfigError that says what is in the way."""
+    """A TCP socket bound to an address (port 0: a free one); raises ConfigError that says what is in the way.
+
+    The ports below 1024 are the system's own: only its init binds them, and hands them over.
+    """
+    if 0 < port < LEAST_PORT:
+        raise ConfigError(
+            f"port {port} is one of the system's own: use one of {LEAST_PORT} to 65535, or a socket unit for it",
+            details={"field": "listen.port"},
+        )
     try:
         return _bind_tcp(host, port)
     except OSError as error:

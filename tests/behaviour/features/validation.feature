@@ -48,3 +48,15 @@ Feature: What comes from outside is checked at the edge, and refused by name
       | queen  | /v2/workers/spawn    |
       | queen  | /v2/workers/register |
       | hive   | /v1/workers/spawn    |
+
+  @VALID-22
+  Scenario Outline: A port that is not its own keeps a daemon from starting
+    When a <daemon> is started on port <port>
+    Then it ends with 78 and says what ports there are
+
+    Examples:
+      | daemon | port  |
+      | queen  | 80    |
+      | queen  | 70000 |
+      | hive   | 80    |
+      | hive   | 70000 |
