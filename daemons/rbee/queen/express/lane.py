@@ -1,6 +1,7 @@
 """Which requests go straight from client to worker, and what each is owed: a caller, a slot, a count, a trail."""
 
 import email.utils
+import hashlib
 import re
 import time
 import uuid
@@ -33,6 +34,7 @@ _OPENAI = {route.encode(): route for route in OPENAI_ROUTES}
 _INFER = re.compile(rb"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,127})/infer")
 _INFER_ROUTE = "/v2/models/{model}/infer"
 _MOST_KNOWN = 1024
+_DIGEST_BYTES = 32
 _EXAMPLE_EVERY_S = 0.01
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _decode = msgspec.json.Decoder(Fields).decode
@@ -83,7 +85,7 @@ class Lane:
     def _identity(self, authorization: bytes | None) -> Identity | None:
         """Who calls, where that may be told and the caller may ask; anybody else is answered by the handlers.
 
-        A header that was found good is remembered until the tokens change, so that its digest is made once.
+        A header that was found good is remembered until the tokens change, by a digest: no token is kept.
         """
         verifier = self._verifier
         if verifier.empty:
@@ -92,13 +94,14 @@ class Lane:
             return None
         if self._tokens is not verifier.tokens or len(self._known) >= _MOST_KNOWN:
             self._tokens, self._known = verifier.tokens, {}
-        identity = self._known.get(authorization)
+        digest = hashlib.blake2b(authorization, digest_size=_DIGEST_BYTES).digest()
+        identity = self._known.get(digest)
         if identity is None:
             try:
                 identity = verifier.verify(authorization.decode())
             except RbeeError:
                 return None
-            self._known[authorization] = identity
+            self._known[digest] = identity
         return identity if identity.may(_CLIENTS) else None
 
     def _request(self, head: RequestHead, body: bytes, lease: Lease, trail: Trail, answer_s: float | None) -> bytes:
