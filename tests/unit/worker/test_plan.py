@@ -85,8 +85,9 @@ def test_what_tells_nothing_does_not_change_the_pace() -> None:
     assert pace.read(20, 0.001, 0.013) is pace
     assert pace.read(512, 0.5, None) is pace
     assert pace.read(20, 0.026, 0.013).tokens == pytest.approx(70)
-    assert pace.decoded(0.02).decode_s == pytest.approx(0.012)
-    assert Pace().decoded(0.02).decode_s == 0.02
+    assert pace.decoded(0.02, alone=True).decode_s == pytest.approx(0.012)
+    assert pace.decoded(0.02, alone=False).decode_s == pytest.approx(0.0102)
+    assert Pace().decoded(0.02, alone=False).decode_s == 0.02
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 400)), min_size=1, max_size=12))

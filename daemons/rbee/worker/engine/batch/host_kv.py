@@ -1,6 +1,8 @@
 """Shared buffers of keys and values in the host's memory: one for each tensor of the cache, a row a slot."""
 
+import mmap
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
@@ -37,7 +39,13 @@ class HostKv:
     @staticmethod
     def _empty(pair: CachePair, slots: int, capacity: int) -> Array:
         _, heads, _, size = pair.empty_shape
-        return np.zeros((slots, heads, capacity, size), numpy_type(pair.element))
+        shape, element = (slots, heads, capacity, size), numpy_type(pair.element)
+        if not slots:
+            return np.zeros(shape, element)
+        # small pages: what a row does not fill then takes no memory, and costs no time when the buffers grow
+        pages = mmap.mmap(-1, prod(shape) * element.itemsize)
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+        return np.frombuffer(pages, element).reshape(shape)
 
     def bind(self, binding: Binding, slot: int, count: int) -> None:
         """Bind past and present of ``count`` slots from ``slot`` on to their place in the buffers."""

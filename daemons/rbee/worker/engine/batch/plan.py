@@ -12,7 +12,8 @@ FIRST_TOKENS = 16.0
 READING_SHARE = 1.3
 """Time that reading may take in a step, in decoding steps, where as many rows decode as wait to be read."""
 MOST_SHARE = 8.0
-SMOOTHING = 0.2
+SMOOTHING, SMOOTHING_BESIDE = 0.2, 0.02
+"""Weight of a step's time in the pace: of one without reading, and of one with it, which drives weights from caches."""
 SLOWEST_CHANGE, FASTEST_CHANGE = 0.7, 1.5
 
 
@@ -54,10 +55,11 @@ class Pace:
     decode_s: float = 0.0
     tokens: float = FIRST_TOKENS
 
-    def decoded(self, seconds: float) -> "Pace":
-        """The pace after a decoding step of ``seconds``."""
-        before = self.decode_s
-        return Pace(seconds if before == 0 else before + SMOOTHING * (seconds - before), self.tokens)
+    def decoded(self, seconds: float, *, alone: bool) -> "Pace":
+        """The pace after a decoding step of ``seconds``, ``alone`` or with prompts read beside it."""
+        if self.decode_s == 0:
+            return Pace(seconds, self.tokens)
+        return Pace(self.decode_s + (SMOOTHING if alone else SMOOTHING_BESIDE) * (seconds - self.decode_s), self.tokens)
 
     def read(self, tokens: int, seconds: float, allowed_s: float | None) -> "Pace":
         """The pace after ``tokens`` were read in ``seconds``, where ``allowed_s`` were allowed (None: no bound)."""

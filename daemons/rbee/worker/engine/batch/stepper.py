@@ -79,7 +79,7 @@ class Stepper:
         views = [row.view(deferred=self._reuse.waits(row, rows[:at])) for at, row in enumerate(rows)]
         plan = plan_step(views, self._pace, most=self._decoder.most_tokens, whole=self._decoder.whole_prompts)
         self._make_room()
-        self._decode([self._running[key] for key in plan.decode if key in self._running])
+        self._decode([self._running[key] for key in plan.decode if key in self._running], alone=not plan.read)
         self._read([part for part in plan.read if part.key in self._running], plan.reading_s)
         came, self._came = self._came, []
         return came
@@ -115,12 +115,12 @@ class Stepper:
             row.cached = 0
             self._waiting.insert(0, row)
 
-    def _decode(self, rows: Sequence[Row]) -> None:
+    def _decode(self, rows: Sequence[Row], *, alone: bool) -> None:
         if not rows:
             return
         began = self._clock()
         self._advance(rows, [1] * len(rows), self._run_tokens)
-        self._pace = self._pace.decoded(self._clock() - began)
+        self._pace = self._pace.decoded(self._clock() - began, alone=alone)
 
     def _read(self, parts: Sequence[Part], allowed_s: float | None) -> None:
         if not parts:
