@@ -10,6 +10,7 @@ from tests.bench import (
     failover,
     footprint,
     generate,
+    gpu,
     overload,
     place,
     readiness,
@@ -22,8 +23,8 @@ from tests.bench.router import bench as router
 from tests.machines.testbed import TestbedError
 
 _ALL = (
-    readiness.BENCH, footprint.BENCH, generate.BENCH, sampling.BENCH, embed.BENCH, tensor.BENCH, router.BENCH,
-    failover.BENCH, overload.BENCH, scale.BENCH,
+    readiness.BENCH, footprint.BENCH, generate.BENCH, gpu.BENCH, sampling.BENCH, embed.BENCH, tensor.BENCH,
+    router.BENCH, failover.BENCH, overload.BENCH, scale.BENCH,
 )  # fmt: skip
 BENCHES = {bench.name: bench for bench in _ALL}
 
