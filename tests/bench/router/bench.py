@@ -56,6 +56,7 @@ class Street:
         self._folder = folder
         self._router = router
         self._rest = rest
+        self.pids: dict[str, int] = {}
         self.whole: dict[str, str] = {}
         self.streams: dict[str, str] = {}
 
@@ -65,6 +66,7 @@ class Street:
         server = self._stack.enter_context(servers.process([*pinned, *argv], self._folder / f"{name}.log", env))
         url = f"http://127.0.0.1:{port}"
         servers.wait_answer(url, body, server)
+        self.pids[url] = server.pid
         return url
 
     def open_all(self) -> None:
@@ -93,6 +95,7 @@ class Street:
         server = self._stack.enter_context(servers.process(argv, self._folder / "queen.log", env))
         url = f"http://127.0.0.1:{port}"
         servers.wait_listening(url, server)
+        self.pids[url] = server.pid
         servers.register(url, servers.MODEL, self.whole[DIRECT])
         servers.register(url, STREAM_MODEL, self.streams[DIRECT])
         self.whole[QUEEN] = self.streams[QUEEN] = url
@@ -123,13 +126,18 @@ def _street() -> Iterator[tuple[Street, Load]]:
 
 
 def _loads(
-    load: Load, addresses: Mapping[str, str], body: Callable[[str], bytes], connections: int, seconds: int
+    load: Load,
+    street: Street,
+    addresses: Mapping[str, str],
+    body: Callable[[str], bytes],
+    connections: int,
+    seconds: int,
 ) -> dict[str, Found]:
     """One load on each server in turn; a reference that answers nothing, or with errors, is left out of the round."""
     found: dict[str, Found] = {}
     for name, url in addresses.items():
         try:
-            found[name] = load.run(url, body(name), connections, seconds)
+            found[name] = load.run(url, body(name), connections, seconds, street.pids[url])
         except LoadFailed as error:
             if name in (DIRECT, QUEEN):
                 raise
@@ -142,9 +150,9 @@ def _round(street: Street, load: Load, quick: bool) -> Round:
     alone = {name: url for name, url in street.whole.items() if name != LITELLM or not quick}
     many = {name: url for name, url in street.whole.items() if name != DIRECT}
     return Round(
-        _loads(load, alone, lambda name: WHOLE, 1, one_s),
-        _loads(load, many, lambda name: WHOLE, CONNECTIONS, many_s),
-        _loads(load, street.streams, _streamed, STREAMS, stream_s),
+        _loads(load, street, alone, lambda name: WHOLE, 1, one_s),
+        _loads(load, street, many, lambda name: WHOLE, CONNECTIONS, many_s),
+        _loads(load, street, street.streams, _streamed, STREAMS, stream_s),
     )
 
 
@@ -155,7 +163,7 @@ def _streamed(name: str) -> bytes:
 def measure(quick: bool) -> Measured:
     """Start the servers, warm them, and let them take turns."""
     with _street() as (street, load):
-        _loads(load, street.whole, lambda name: WHOLE, CONNECTIONS, QUICK_S)
+        _loads(load, street, street.whole, lambda name: WHOLE, CONNECTIONS, QUICK_S)
         rounds = [_round(street, load, quick) for _ in range(QUICK_ROUNDS if quick else ROUNDS)]
     metrics: dict[str, float | None] = {"rounds": float(len(rounds)), "cores": float(len(os.sched_getaffinity(0)))}
     for name in (QUEEN, VLLM, NGINX, LITELLM):
@@ -163,6 +171,7 @@ def measure(quick: bool) -> Measured:
         metrics[f"{name}_requests_per_s"] = median(
             found.many[name].per_second for found in rounds if name in found.many
         )
+        metrics[f"{name}_cpu_us"] = median(found.many[name].cpu_us for found in rounds if name in found.many)
     for name in (VLLM, NGINX, LITELLM):
         metrics[f"vs_{name}"] = median(
             value for found in rounds if name in found.many
@@ -204,6 +213,10 @@ FIGURES = (
     Figure("vllm_router_requests_per_s", "", "16 connections"),
     Figure("nginx_requests_per_s", "", "16 connections"),
     Figure("litellm_requests_per_s", "", "16 connections"),
+    Figure("queen_cpu_us", "us", "16 connections: CPU time a request, user and system, all threads"),
+    Figure("vllm_router_cpu_us", "us", "the same of vllm-router"),
+    Figure("nginx_cpu_us", "us", "the same of nginx"),
+    Figure("litellm_cpu_us", "us", "the same of LiteLLM"),
     Figure("rounds", "", "rounds, the routers taking turns in each; figures are medians over them"),
     Figure("cores", "", "of the host: every router has the first to itself, wrk and the fake worker share the second"),
 )

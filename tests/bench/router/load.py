@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench.router import cpu
+
 SCRIPT = """
 wrk.method = "POST"
 wrk.path = "/v1/chat/completions"
@@ -25,11 +27,12 @@ MOST_FAILED = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One load: requests a second, and latencies in ms."""
+    """One load: requests a second, latencies in ms, and CPU time of the server a request in microseconds."""
 
     per_second: float
     p50_ms: float
     p99_ms: float
+    cpu_us: float
 
 
 class LoadFailed(AssertionError):
@@ -45,10 +48,11 @@ class Load:
         self._token = token
         self._pinned = pinned
 
-    def run(self, url: str, body: bytes, connections: int, seconds: int) -> Found:
-        """Load ``url`` for some seconds; raises LoadFailed where requests fail."""
+    def run(self, url: str, body: bytes, connections: int, seconds: int, pid: int) -> Found:
+        """Load ``url``, served by ``pid``, for some seconds; raises LoadFailed where requests fail."""
         argv = [*self._pinned, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(self._script), url]
         environment = {"BENCH_TOKEN": self._token, "BENCH_BODY": body.decode(), "PATH": "/usr/bin:/bin"}
+        before = cpu.spent_us(pid)
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=seconds + 30, check=True)
         line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
         if line is None:
@@ -56,4 +60,6 @@ class Load:
         result = json.loads(line.removeprefix("RESULT "))
         if not result["requests"] or result["failed"] > MOST_FAILED * result["requests"]:
             raise LoadFailed(f"{result['failed']} of {result['requests']} requests failed at {url}")
-        return Found(result["requests"] / result["took_us"] * 1e6, result["p50_us"] / 1000, result["p99_us"] / 1000)
+        spent = (cpu.spent_us(pid) - before) / result["requests"]
+        per_second = result["requests"] / result["took_us"] * 1e6
+        return Found(per_second, result["p50_us"] / 1000, result["p99_us"] / 1000, spent)
