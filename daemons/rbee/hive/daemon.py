@@ -281,7 +281,8 @@ class HiveDaemon:
             # imported where it is used: a hive without a certificate does not pay its memory
             from rbee.hive.renewal import keep_certificate
 
-            work = keep_certificate(identity, self._table.hive_id, url, session, client)
+            show_end = self._metrics.certificate_end.set
+            work = keep_certificate(identity, self._table.hive_id, url, session, client, show_end)
             self._tasks.start(work, "this node's certificate")
 
     def _api_url(self) -> str | None:

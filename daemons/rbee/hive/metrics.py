@@ -55,6 +55,11 @@ class HiveMetrics:
         self.bus_reconnects = Counter(
             "rbee_hive_bus_reconnects_total", "Losses of the system bus that were healed", registry=registry
         )
+        self.certificate_end = Gauge(
+            "rbee_hive_certificate_end_timestamp_seconds",
+            "When this node's certificate ends, in seconds since the epoch; 0 without one",
+            registry=registry,
+        )
         self.heartbeats = Counter("rbee_hive_heartbeats_total", "Heartbeats by outcome", ("status",), registry=registry)
         self._preset()
 

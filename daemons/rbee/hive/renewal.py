@@ -4,11 +4,12 @@ import asyncio
 import datetime
 import logging
 import ssl
+from collections.abc import Callable
 
 import aiohttp
 
 from rbee.host.files import put_file
-from rbee.host.identity import load_key, renewal_in_s, request_for
+from rbee.host.identity import life_of, load_key, request_for
 from rbee.wire.errors import RbeeError
 from rbee.wire.http.client import fetch_json
 from rbee.wire.log import ALERT, log
@@ -24,16 +25,24 @@ _FILE_MODE = 0o644
 
 
 async def keep_certificate(
-    identity: Identity, hive_id: str, queen_url: str, session: aiohttp.ClientSession, client: ssl.SSLContext
+    identity: Identity,
+    hive_id: str,
+    queen_url: str,
+    session: aiohttp.ClientSession,
+    client: ssl.SSLContext,
+    show_end: Callable[[float], None] = lambda unix: None,
 ) -> None:
     """Wait until the certificate is due, renew it, for ever; a failure is an ALERT and tried again each minute.
 
     ``client`` is the context of ``session``. Servers of this machine take the new file at their next handshake.
+    ``show_end`` is told when the present one ends, in seconds since the epoch.
     """
     told = False
     while True:
         try:
-            due_s = renewal_in_s(identity.certificate, datetime.datetime.now(datetime.UTC))
+            life = life_of(identity.certificate)
+            show_end(life.ends.timestamp())
+            due_s = life.renewal_in_s(datetime.datetime.now(datetime.UTC))
             if due_s <= 0:
                 await _renew(identity, hive_id, queen_url, session)
                 load_identity(client, identity)

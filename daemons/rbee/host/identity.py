@@ -1,6 +1,7 @@
 """A machine's certificate: its key and the request for it, and how long it still counts."""
 
 import datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -43,11 +44,22 @@ def request_for(key: ec.EllipticCurvePrivateKey, name: str) -> str:
     return request.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def renewal_in_s(certificate: Path, now: datetime.datetime) -> float:
-    """Seconds until a certificate's renewal is due, negative once it is; raises ConfigError."""
+@dataclass(frozen=True, slots=True)
+class Life:
+    """When a certificate counts."""
+
+    begins: datetime.datetime
+    ends: datetime.datetime
+
+    def renewal_in_s(self, now: datetime.datetime) -> float:
+        """Seconds until its renewal is due, negative once it is."""
+        return (self.begins + (self.ends - self.begins) * RENEW_AT - now).total_seconds()
+
+
+def life_of(certificate: Path) -> Life:
+    """When the certificate of a PEM file counts; raises ConfigError."""
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{certificate}: the certificate cannot be read: {type(error).__name__}") from None
-    begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
-    return ((begins + (ends - begins) * RENEW_AT) - now).total_seconds()
+    return Life(found.not_valid_before_utc, found.not_valid_after_utc)

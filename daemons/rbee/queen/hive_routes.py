@@ -13,7 +13,7 @@ from rbee.queen.pictures import Beat, read_beat, read_whole
 from rbee.queen.places import Origin, believed, believed_picture, is_foreign, peer_of
 from rbee.queen.rows import Outcome
 from rbee.wire.auth import Role
-from rbee.wire.errors import InvalidRequest
+from rbee.wire.errors import Forbidden, InvalidRequest
 from rbee.wire.http.middleware import IDENTITY, allow, routine_route
 from rbee.wire.http.operations import EVENTS, operation
 from rbee.wire.http.server import SseStream, json_response, read_body, read_json
@@ -62,7 +62,7 @@ class HiveRoutes:
         if not report.state.ready:
             raise _field("state", "expected idle or busy")
         if is_foreign(report, origin):
-            _alert_foreign(report.hive_id, origin)
+            self._alert_foreign(report.hive_id, origin)
             raise _field("url", "expected an address of the machine that reports the worker")
         if report.sent_unix:
             core.metrics.callback_delivery.observe(max(0.0, time.time() - report.sent_unix))
@@ -85,7 +85,7 @@ class HiveRoutes:
         origin = self._origin(request, told.hive_id)
         report = believed(told, origin)
         if report is not told:
-            _alert_foreign(told.hive_id, origin)
+            self._alert_foreign(told.hive_id, origin)
         outcome = self._take(report)
         log(
             LOGGER, logging.INFO, "worker state", worker=f"{report.hive_id}/{report.worker_id}",
@@ -98,10 +98,21 @@ class HiveRoutes:
         self._core.sessions.check(report.hive_id, report.boot_id, now)
         return self._core.registry.apply(report, now)
 
+    def _alert_foreign(self, hive_id: str, origin: Origin) -> None:
+        """A node whose words lead elsewhere than to its enrolled addresses is looked at by a person."""
+        if origin.enrolled is not None:
+            self._core.metrics.fleet_refusals.labels("address").inc()
+            text = "a node reports a worker at an address that is not its own"
+            log(LOGGER, ALERT, text, hive=hive_id, peer=origin.peer)
+
     def _origin(self, request: web.Request, hive_id: str) -> Origin:
         """Where the caller's words come from, once it is known that it may speak for the hive; raises Forbidden."""
         peer = peer_of(request)
-        self._core.nodes.check_speaker(request[IDENTITY], hive_id, peer, peer_name(request))
+        try:
+            self._core.nodes.check_speaker(request[IDENTITY], hive_id, peer, peer_name(request))
+        except Forbidden:
+            self._core.metrics.fleet_refusals.labels("speaker").inc()
+            raise
         return self._core.nodes.origin(hive_id, peer)
 
     @operation(HeartbeatAnswer, body=Heartbeat)
@@ -139,6 +150,7 @@ class HiveRoutes:
         outcome = registry.heartbeat(trusted, now, picture)
         if trusted != whole and not told:
             level = logging.WARNING if origin.enrolled is None else ALERT
+            self._core.metrics.fleet_refusals.labels("address").inc()
             log(LOGGER, level, "a hive names addresses that are not of its machine: left out", hive=beat.hive_id)
         return outcome
 
@@ -171,12 +183,6 @@ class HiveRoutes:
         if asked.name != hive_id:
             raise _field("name", "expected the one in the path")
         return json_response(Certified(self._core.enrolments.certify(asked)))
-
-
-def _alert_foreign(hive_id: str, origin: Origin) -> None:
-    """A node whose words lead elsewhere than to its enrolled addresses is looked at by a person."""
-    if origin.enrolled is not None:
-        log(LOGGER, ALERT, "a node reports a worker at an address that is not its own", hive=hive_id, peer=origin.peer)
 
 
 def _field(field: str, why: str) -> InvalidRequest:

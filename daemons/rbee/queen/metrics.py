@@ -50,6 +50,15 @@ class QueenMetrics:
             registry=registry,
         )  # fmt: skip
         self.heartbeats = Counter("queen_rbee_heartbeats_total", "Heartbeats received", registry=registry)
+        self.fleet_refusals = Counter(
+            "queen_rbee_fleet_refusals_total",
+            "Words of hives that were refused: by a token or certificate of another (speaker), of addresses that are "
+            "not the node's (address)",
+            ("reason",),
+            registry=registry,
+        )
+        for reason in ("speaker", "address"):
+            self.fleet_refusals.labels(reason)
         self.events_dropped = Counter(
             "queen_rbee_event_listeners_dropped_total", "Event listeners let go because they did not keep up",
             registry=registry,

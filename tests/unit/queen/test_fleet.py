@@ -235,9 +235,12 @@ async def test_certificates_are_renewed_before_they_end(tmp_path: Path) -> None:
         context = client_context()
         load_identity(context, identity)
         async with client_session(token=Secret(token), tls=context) as session:
-            work = renewal.keep_certificate(identity, "far", url, session, context)
+            ends: list[float] = []
+            work = renewal.keep_certificate(identity, "far", url, session, context, ends.append)
             renewing = asyncio.create_task(work)
             await until(lambda: identity.certificate.read_text() != before and own.read_text() != hers, 15.0)
+            await until(lambda: len(set(ends)) >= 2, 15.0)
+            assert ends == sorted(ends)
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
         async with client(identity) as fresh, fresh.get(f"{url}/health") as response:

@@ -143,6 +143,7 @@ async def test_a_nodes_token_speaks_for_its_own_hive_only(
         # and once it is enrolled no other token speaks for it
         assert (await post(queen, "/v2/workers/state", own, queen.hive))[0] == 403
         assert (await post(queen, "/v2/workers/state", report(hive="bee"), queen.hive))[0] == 200
+        assert await queen.metric('queen_rbee_fleet_refusals_total{reason="speaker"}') == 3
     alerts = [record for record in caplog.records if record.levelname == "ALERT"]
     assert len(alerts) == 3
     assert token not in caplog.text
@@ -161,6 +162,7 @@ async def test_a_nodes_workers_are_at_its_enrolled_addresses(
                 assert (status, answer["error"]["details"]["field"]) == (400, "url")
             told = report(hive="far", worker="x", url="http://127.0.0.1:1", revision=9)
             assert (await post(queen, "/v2/workers/state", told, far))[0] == 200
+        assert await queen.metric('queen_rbee_fleet_refusals_total{reason="address"}') == 4
         rows = await queen.rows()
         assert (rows["far/x"]["state"], rows["far/x"].get("url")) == ("unhealthy", None)
         assert rows["far/w"]["url"] == f"http://{ELSEWHERE}:8081"

@@ -96,12 +96,12 @@ class Fleet:
 
     async def keep_certificate(self) -> None:
         """Renew the queen's own certificate before it ends, for ever."""
-        from rbee.host.identity import renewal_in_s
+        from rbee.host.identity import life_of
 
         identity = self._authority.identity
         while True:
             try:
-                due_s = renewal_in_s(identity.certificate, _now())
+                due_s = life_of(identity.certificate).renewal_in_s(_now())
                 if due_s <= 0:
                     await asyncio.to_thread(self._authority.certify_queen, self._names(), self._life, _now())
                     load_identity(self.client, identity)
