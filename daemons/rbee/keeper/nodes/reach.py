@@ -13,6 +13,8 @@ from rbee.keeper.nodes.ssh import Ssh, Target, shown_key
 from rbee.keeper.render import say
 from rbee.wire.nodes import Node
 
+KNOWN_HOSTS = (Path("~/.ssh/known_hosts"), Path("/etc/ssh/ssh_known_hosts"))
+
 
 def checked_key(key: Path | None) -> Path | None:
     """The key file as an absolute path; raises CommandFailed where it is not there or cannot be read."""
@@ -28,7 +30,7 @@ def checked_key(key: Path | None) -> Path | None:
 
 def accepted_host_key(target: Target, given: str | None) -> str:
     """The server's host key once it is known to be the right one; raises HostKeyRefused, SshUnreachable."""
-    known = host_keys.known(target.host, target.port, Path("~/.ssh/known_hosts").expanduser())
+    known = [key for file in KNOWN_HOSTS for key in host_keys.known(target.host, target.port, file.expanduser())]
     shown = shown_key(target, known, say)
     return host_keys.accept(shown, known, given, lambda print_of: _confirm(target.host, print_of))
 
