@@ -110,6 +110,7 @@ class TokenVerifier:
 
     def __init__(self, tokens: Mapping[Role, Sequence[Secret]], clients: Mapping[str, Secret] | None = None) -> None:
         self._tokens: tuple[tuple[Identity, bytes], ...] = ()
+        self._held: tuple[Secret, ...] = ()
         self._replaced: tuple[bytes, ...] = ()
         self.of_digest: Callable[[str], Identity | None] = lambda digest: None
         self.replace(tokens, clients)
@@ -124,6 +125,7 @@ class TokenVerifier:
         named = (clients or {}).items()
         known += [(Identity(Role.API, secret.fingerprint, client=name), secret) for name, secret in named]
         self._tokens = tuple((identity, _digest(secret.reveal())) for identity, secret in known)
+        self._held = tuple(secret for _, secret in known)  # or :func:`redacted` would not know them
         in_force = {digest for _, digest in self._tokens}
         # a reload that rotates nothing forgets nothing
         self._replaced = tuple(digest for digest in before if digest not in in_force) or self._replaced

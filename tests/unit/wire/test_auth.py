@@ -99,3 +99,12 @@ def test_a_token_that_the_latest_rotation_took_out_of_force_is_told_from_one_tha
     verifier.replace({Role.HIVE: [Secret("first-token")]})  # back again
     assert verifier.verify("Bearer first-token").role is Role.HIVE
     assert reason("second-token") == "replaced_token"
+
+
+def test_tokens_in_force_are_redacted_and_replaced_ones_are_not_held() -> None:
+    verifier = TokenVerifier({Role.API: [Secret("in-force-token-1")]}, {"mara": Secret("in-force-token-2")})
+    gc.collect()
+    assert redacted("in-force-token-1 in-force-token-2") == "[REDACTED] [REDACTED]"
+    verifier.replace({Role.API: [Secret("in-force-token-3")]})
+    gc.collect()
+    assert redacted("in-force-token-1 in-force-token-3") == "in-force-token-1 [REDACTED]"
