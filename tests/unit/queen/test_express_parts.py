@@ -49,7 +49,7 @@ def test_what_wants_more_than_passing_on_is_odd(line: bytes) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"HTTP/1.0 200 OK\r\n\r\n",
+        b"HTTP/2.0 200 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
         b"HTTP/1.1 2000 OK\r\n\r\n",
@@ -71,6 +71,13 @@ def test_the_framing_follows_the_head(head: bytes, kind: type[Body]) -> None:
     found = read_answer(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n")
     assert found is not None
     assert isinstance(body_of(found), kind)
+
+
+def test_an_older_server_is_understood_and_its_connection_is_not_kept() -> None:
+    older = read_answer(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+    newer = read_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+    assert older is not None and newer is not None
+    assert (older.length, older.keeps_alive, newer.keeps_alive) == (2, False, True)
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:

@@ -11,7 +11,7 @@ _MOST_REMEMBERED = 2048
 END = b"\r\n\r\n"
 _FIELD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t]*[^\x00-\x08\x0a-\x1f\x7f]*\r\n"
 _REQUEST = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.1\r\n((?:" + _FIELD + rb")*)\r\n")
-_STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*)?\r\n((?:" + _FIELD + rb")*)\r\n")
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*)?\r\n((?:" + _FIELD + rb")*)\r\n")
 _KEPT = frozenset(
     {
         b"authorization", b"accept", b"content-type", b"content-length", b"connection", b"x-correlation-id",
@@ -96,7 +96,7 @@ def read_answer(data: bytes) -> AnswerHead | None:
 @functools.lru_cache(maxsize=256)
 def _answer(data: bytes) -> AnswerHead | None:
     found = _STATUS.fullmatch(data)
-    fields = None if found is None else _fields(found[2])
+    fields = None if found is None else _fields(found[3])
     if found is None or fields is None:
         return None
     kept, length, odd = fields
@@ -105,7 +105,7 @@ def _answer(data: bytes) -> AnswerHead | None:
         return None
     events = kept.get(b"content-type", b"").startswith(_EVENTS)
     passed_on = _lines(kept, _TO_CLIENT) + (_EVENT_LINES if events else b"")
-    alive, status = _keeps_alive(kept), int(found[1])
+    alive, status = found[1] == b"1" and _keeps_alive(kept), int(found[2])
     return AnswerHead(len(data), kept, length, odd, passed_on, alive, coding is not None, status, events)
 
 
