@@ -111,7 +111,7 @@ def test_from_a_bare_machine_to_an_answer_and_back_to_a_bare_machine(node: Machi
     debs.put_model(node, MODEL)
     node.write(f"/etc/rbee/workers/{WORKER}.yaml", f"model: /var/lib/rbee/models/{MODEL}\n")
     node.systemctl("enable", "--now", f"rbee-worker@{WORKER}")
-    assert ask(node) == "ok"
+    wait_until(lambda: ask(node) == "ok", "the first answer", 30, 0.2)
 
     # a GPU that is not there is named, with the package that would help; nothing falls back in silence
     node.write("/etc/rbee/workers/gpu.yaml", f"model: /var/lib/rbee/models/{MODEL}\nbackend: cuda\n")
