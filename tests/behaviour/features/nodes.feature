@@ -49,6 +49,14 @@ Feature: Machines of the fleet, reached over SSH by whoever runs rbee
       | NODE_NOT_INSTALLED         |
       | rbee node install far      |
 
+  Scenario: A queen whom no other machine reaches sets none up, and says so before anything is copied
+    Given the machine is in the registry as far
+    When rbee node install far --packages / is run
+    Then the command ends with 1 and says:
+      | words                                    |
+      | public_url is a loopback address         |
+    And it does not say: packages ...
+
   @SSHPRE-06
   Scenario: The version of rbee-hive's package is found on the machine
     Given the machine is in the registry as far

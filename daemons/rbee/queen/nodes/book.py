@@ -88,10 +88,6 @@ class Nodes:
         record = self._records.get(name)
         return record is not None and bool(record.digest)
 
-    def views(self, now: float) -> list[Node]:
-        """Every node as it is shown, by name; ``now`` is CLOCK_MONOTONIC in seconds."""
-        return [self.view(name, now) for name in sorted(self._records)]
-
     def view(self, name: str, now: float) -> Node:
         """One node as it is shown; raises NodeNotFound."""
         record = self.get(name)

@@ -47,6 +47,14 @@ class Enrolments:
             log(LOGGER, logging.ERROR, "a rotated token cannot be put in force", node=hive_id, why=error.message)
             return False
 
+    def obstacle(self, name: str) -> str:
+        """Why a node could not be enrolled now, as a sentence, or ''; raises NodeNotFound."""
+        try:
+            self._callback_url(self._nodes.get(name))
+        except Conflict as error:
+            return error.message
+        return ""
+
     async def enrol(self, request: EnrolRequest) -> Enrolment:
         """Make the credentials that the node lacks. Raises NodeNotFound, NodeExists, Conflict, StorageUnavailable."""
         async with self._lock:

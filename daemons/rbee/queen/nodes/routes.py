@@ -60,14 +60,14 @@ class NodeRoutes:
         """Take a node over which the command proved SSH; 409 where the name is taken."""
         details = await read_json(request, NodeDetails)
         await self._core.nodes.add(details, time.time())
-        return json_response(self._core.nodes.view(details.name, time.monotonic()), status=201)
+        return json_response(self._view(details.name), status=201)
 
     @operation(Node, body=NodeUpdate)
     async def update(self, request: web.Request) -> web.StreamResponse:
         """Change what is known of a node."""
         update = await read_json(request, NodeUpdate)
         await self._core.nodes.update(update, time.time())
-        return json_response(self._core.nodes.view(update.name, time.monotonic()))
+        return json_response(self._view(update.name))
 
     @operation(Done, body=NodeName)
     async def remove(self, request: web.Request) -> web.StreamResponse:
@@ -79,12 +79,12 @@ class NodeRoutes:
     @operation(NodeList)
     async def list(self, request: web.Request) -> web.StreamResponse:
         """Every node with its status."""
-        return json_response(NodeList(self._core.nodes.views(time.monotonic())))
+        return json_response(NodeList([self._view(name) for name in sorted(self._core.nodes.names())]))
 
     @operation(Node)
     async def one(self, request: web.Request) -> web.StreamResponse:
         """One node; 404 where there is none of that name."""
-        return json_response(self._core.nodes.view(hive_id(request.match_info["node"]), time.monotonic()))
+        return json_response(self._view(hive_id(request.match_info["node"])))
 
     @operation(Enrolment, body=EnrolRequest)
     async def enrol(self, request: web.Request) -> web.StreamResponse:
@@ -110,6 +110,12 @@ class NodeRoutes:
         name = hive_id(request.match_info["node"])
         self._core.nodes.get(name)
         return json_response(await check_hive(self._core.hives, name, self._core.registry.hive(name)))
+
+    def _view(self, name: str) -> Node:
+        node = self._core.nodes.view(name, time.monotonic())
+        if node.enrolled or node.problem:
+            return node
+        return msgspec.structs.replace(node, problem=self._core.enrolments.obstacle(name))
 
 
 def _refuse_in_clear(request: web.Request) -> None:

@@ -29,6 +29,8 @@ from rbee.wire.nodes import Node
 def install(name: str, key: Path | None, given: str | None, keyring: str | None, as_json: bool) -> None:
     """Set the node NAME up: packages, credentials, configuration, its hive; a second run changes nothing."""
     node = known_node(name)
+    if node.problem and not node.enrolled:
+        raise CommandFailed(f"node {name} cannot be set up yet: {node.problem}")
     chosen = settings()
     named = given or node.details.source or chosen.node_packages
     if not named:
