@@ -18,6 +18,7 @@ from rbee.queen import refusals
 from rbee.queen.affinity import Affinity
 from rbee.queen.clients import Clients
 from rbee.queen.fair import Priority, Ticket
+from rbee.queen.fallback import may_yet_be_ready
 from rbee.queen.loads import LoadTimes
 from rbee.queen.placing import Placer
 from rbee.queen.placing_metrics import PlacingMetrics, Shed
@@ -233,7 +234,8 @@ class Admission:
         if not workers:
             return None if self._settling() else refusals.unknown(want.model)
         waited, step = now - waiter.began, self._step(want.model)
-        if isinstance(step, Wait) and step.why is Waiting.SILENT and waited >= limits.silent_s:
+        hopeful = waited < limits.silent_s or any(may_yet_be_ready(worker, now) for worker in workers)
+        if isinstance(step, Wait) and step.why is Waiting.SILENT and not hopeful:
             worker = self._registry.worker(step.key)
             self._metrics.shed(Shed.OUT_OF_REACH)
             return None if worker is None else refusals.out_of_reach(worker, now)

@@ -28,6 +28,7 @@ from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
 SILENT_INTERVALS = 2.0
+ASK_FOR_S = 30.0
 _MOST_ANSWER_BYTES = 64 << 10
 
 
@@ -43,6 +44,13 @@ def may_ask(worker: Worker, now: float) -> bool:
     return now - hive.heard > SILENT_INTERVALS * hive.interval_s
 
 
+def may_yet_be_ready(worker: Worker, now: float) -> bool:
+    """Whether a worker that loads behind a silent hive is being asked, or will be: who waits for it waits on."""
+    hive = worker.hive
+    asked_until = hive.heard + SILENT_INTERVALS * hive.interval_s + ASK_FOR_S
+    return worker.report.state is WorkerState.LOADING and worker.url is not None and now < asked_until
+
+
 class Fallback:
     """Pollers of workers whose hives are silent. ``every_s`` and ``for_s`` are the pace and the limit of each."""
 
@@ -55,7 +63,7 @@ class Fallback:
         metrics: QueenMetrics,
         *,
         every_s: float = 2.0,
-        for_s: float = 30.0,
+        for_s: float = ASK_FOR_S,
     ) -> None:
         self._registry = registry
         self._session = session

@@ -245,6 +245,19 @@ async def test_tries_anew_end_with_their_budget(configured: Configured) -> None:
         assert await queen.metric("queen_rbee_retries_refused_total") == 2
 
 
+async def test_who_waits_for_a_worker_that_loads_behind_a_silent_hive_waits_on(
+    configured: Configured, worker: WorkerPartner
+) -> None:
+    async with configured(requests={"silent_wait_s": 0.3}, heartbeat={"stale_after_intervals": 1}) as queen:
+        loading = report(url=worker.url, state=WorkerState.LOADING)
+        await queen.beat(loading, interval_s=0.2)
+        await until(lambda: queen.state() is WorkerState.STALE)
+        asked = asyncio.create_task(ask(queen))
+        await until(lambda: bool(queen.core.admission.waiting))
+        assert (await asked).status == 200  # the worker was asked itself, and said that it is ready
+        assert await queen.metric("queen_rbee_readiness_fallback_polls_total") >= 1
+
+
 async def test_a_silent_node_is_named_after_a_short_grace(configured: Configured, worker: WorkerPartner) -> None:
     async with configured(requests={"silent_wait_s": 0.3}, heartbeat={"stale_after_intervals": 1}) as queen:
         await queen.beat(report(url=worker.url), interval_s=0.2)
