@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.unit.worker.batches import CPU, Small, tiny
 
+from rbee.keeper.demo.decoder import build as build_talk
 from rbee.wire.errors import InferenceError
 from rbee.worker.engine.batch.build import Batch
 from rbee.worker.engine.batch.decoders import Chunk, Token
@@ -31,8 +32,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 
 @pytest.fixture(scope="session")
-def growing(models: Path) -> Small:
-    return Small.load(models / "bee-talk", 0)
+def growing(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    folder = tmp_path_factory.mktemp("talk")
+    build_talk(folder, features=1536)  # the least that it takes: how fast it is matters here
+    return Small.load(folder, 0)
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +96,7 @@ arrivals = st.builds(
 async def test_rows_that_come_and_go_say_what_they_say_alone(small: Small) -> None:
     alone = cache(small.alone)
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         st.lists(arrivals, min_size=1, max_size=7), st.integers(1, 4), st.booleans(), st.sampled_from([None, 60, 300])
     )
