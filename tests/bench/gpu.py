@@ -130,7 +130,7 @@ def measure(quick: bool) -> Measured:
         print("no GPU with a driver is here: nothing is measured", flush=True)
         return Measured(dict.fromkeys(figure.name for figure in FIGURES), [])
     folder = os.environ.get(LIBRARIES)
-    device = DeviceSpec(Backend.CUDA, threads=1, cuda_library_path=Path(folder) if folder else None)
+    device = DeviceSpec(Backend.CUDA, threads=1, cuda_library_path=Path(folder) if folder else None, varying=True)
     return measure_on(device, decoders.LARGE, QUICK_ROUNDS if quick else ROUNDS, found)
 
 

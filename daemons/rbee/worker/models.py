@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,11 +50,12 @@ def build_runner(spec: WorkerSpec) -> Runner:
 
 def build_model(definition: Definition, folder: ModelFolder, facts: ModelFacts, runner: Runner, threads: int) -> Model:
     """Create the session and what serves its task; raises ConfigError, ProviderUnavailable. Blocking."""
-    session = create_session(folder.model_file, device_spec(definition, threads))
+    device = replace(device_spec(definition, threads), varying=facts.task is Task.GENERATE)
+    session = create_session(folder.model_file, device)
     closing = ExitStack()
     closing.callback(runner.close)
     if facts.task is Task.GENERATE:
-        generator = _generator(definition, folder, facts, session, runner, threads)
+        generator = _generator(definition, folder, facts, session, runner, device)
         closing.callback(generator.close)
         return Model(facts.task, generator, runner, closing.close, generator.prefixes)
     served: Embedder | Ranker | TensorModel
@@ -115,7 +116,7 @@ def _generator(
     facts: ModelFacts,
     session: Session,
     runner: Runner,
-    threads: int,
+    device: DeviceSpec,
 ) -> "BatchGenerator":
     from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder, context_within
     from rbee.worker.engine.chat import ChatTemplate, special_tokens
@@ -130,7 +131,6 @@ def _generator(
     settings = BatchSettings(
         spec.slots, min(lengths, default=DEFAULT_CONTEXT), kv_bytes(spec), spec.prefix_cache_mb << 20
     )
-    device = device_spec(definition, threads)
     decoder = build_decoder(session, read_layout(folder.facts), facts.vocabulary, device, settings)
     tokenizer, _ = load_tokenizer(folder.path)
     text = TextModel(

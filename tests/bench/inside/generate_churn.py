@@ -39,7 +39,7 @@ def resident_bytes() -> int:
 
 def build(folder: Path) -> BatchGenerator:
     """The worker's generator on the model in ``folder``, on one thread."""
-    found, device = read_folder(folder), DeviceSpec(Backend.CPU, threads=1)
+    found, device = read_folder(folder), DeviceSpec(Backend.CPU, threads=1, varying=True)
     facts = recognise(found.facts)
     settings = BatchSettings(SLOTS, facts.context_length or 0, None, PREFIX_BYTES)
     session, layout = create_session(found.model_file, device), read_layout(found.facts)

@@ -40,7 +40,7 @@ class Measured:
     def __init__(self, folder: Path, threads: int) -> None:
         found = read_folder(folder)
         self.facts, self.layout = recognise(found.facts), read_layout(found.facts)
-        self.device = DeviceSpec(Backend.CPU, threads=threads)
+        self.device = DeviceSpec(Backend.CPU, threads=threads, varying=True)
         self.session = create_session(found.model_file, self.device)
         tokenizer, _ = load_tokenizer(folder)
         self.text = TextModel(tokenizer, eos_ids=frozenset(), context_length=self.facts.context_length)

@@ -27,7 +27,15 @@ from rbee.worker.engine.generation import Finished, FinishReason, GenerateReques
 from rbee.worker.engine.recognise import recognise
 from rbee.worker.engine.runtime import thread_count
 from rbee.worker.engine.sampling import SamplingParams, default_sampling
-from rbee.worker.engine.sessions import DeviceSpec, Runner, create_session, cuda_options, run_failure, run_session
+from rbee.worker.engine.sessions import (
+    DeviceSpec,
+    Runner,
+    create_session,
+    cuda_options,
+    run_failure,
+    run_session,
+    session_options,
+)
 from rbee.worker.engine.text_model import TextModel
 from rbee.worker.engine.tokenise import load_tokenizer
 
@@ -219,6 +227,11 @@ async def test_a_broken_device_fails_the_runner(runner: Runner) -> None:
         with pytest.raises(DeviceBroken):
             await runner.step(breaks)
     assert isinstance(runner.failure.exception(timeout=60), DeviceBroken)
+
+
+def test_no_plan_is_kept_for_each_shape_where_shapes_have_no_end() -> None:
+    assert session_options(DeviceSpec(Backend.CPU)).enable_mem_pattern
+    assert not session_options(DeviceSpec(Backend.CPU, varying=True)).enable_mem_pattern
 
 
 def test_tf32_may_be_refused() -> None:

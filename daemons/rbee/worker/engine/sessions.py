@@ -96,7 +96,10 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """Where a session runs. ``threads`` is at least 1; what follows it counts on CUDA only."""
+    """Where a session runs. ``threads`` is at least 1; the limit, TF32 and the library path count on CUDA only.
+
+    ``varying``: the shapes change from run to run without end, as a text's do.
+    """
 
     backend: Backend
     device: int = 0
@@ -104,6 +107,7 @@ class DeviceSpec:
     gpu_mem_limit_mb: int | None = None
     use_tf32: bool = True
     cuda_library_path: Path | None = None
+    varying: bool = False
 
 
 def runtime_device(backend: Backend) -> str:
@@ -121,7 +125,7 @@ def create_session(model: Path | bytes, spec: DeviceSpec) -> Session:
     if spec.backend is Backend.CUDA:
         return _create_on_cuda(source, spec)
     try:
-        session: Session = runtime().InferenceSession(source, _session_options(spec), providers=[CPU_PROVIDER])
+        session: Session = runtime().InferenceSession(source, session_options(spec), providers=[CPU_PROVIDER])
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no base class
         raise _refused(model, error) from None
     return session
@@ -133,11 +137,14 @@ def _refused(model: Path | bytes, error: Exception) -> ConfigError:
     return ConfigError(f"{name}: ONNX Runtime refuses the model: {(reason or [''])[0][:400]}")
 
 
-def _session_options(spec: DeviceSpec) -> object:
+def session_options(spec: DeviceSpec) -> Any:  # noqa: ANN401 - the runtime has no types
+    """The runtime's options of a session."""
     options = runtime().SessionOptions()
     options.intra_op_num_threads = spec.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # the runtime keeps a plan of its memory for every shape that it has seen, for ever
+    options.enable_mem_pattern = not spec.varying
     # threads that spin while they wait would burn a core in an idle worker
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
@@ -163,7 +170,7 @@ def _create_on_cuda(source: str | bytes, spec: DeviceSpec) -> Session:
         _preload(spec.cuda_library_path)
         try:
             providers = [(CUDA_PROVIDER, cuda_options(spec)), CPU_PROVIDER]
-            session = runtime().InferenceSession(source, _session_options(spec), providers=providers)
+            session = runtime().InferenceSession(source, session_options(spec), providers=providers)
         except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no base class
             failure = str(error)
     if session is not None and session.get_providers()[0] == CUDA_PROVIDER:
