@@ -166,7 +166,8 @@ class Control:
     def _spec_of(self, request: SpawnRequest, reference: str) -> WorkerSpec:
         """The definition that a request asks for, checked against this machine; blocks."""
         backend = _backend(request.backend)
-        _check_device(backend, request.device)
+        device = request.device or 0
+        _check_device(backend, device)
         model = reference if parse(reference).fetched else str(model_folder(reference, self._config.roots))
         try:
             return msgspec.convert(
@@ -175,7 +176,7 @@ class Control:
                     "name": request.name,
                     "task": request.task.value,
                     "backend": backend.value,
-                    "device": request.device,
+                    "device": device,
                     "slots": request.slots,
                     "idle_limit_s": request.idle_limit_s,
                 },

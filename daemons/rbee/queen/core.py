@@ -27,6 +27,7 @@ from rbee.queen.nodes.book import Nodes
 from rbee.queen.nodes.enrolment import Enrolments
 from rbee.queen.nodes.fleet import Fleet
 from rbee.queen.nodes.tokens import HIVE_API, WORKER_API, PresentedTokens
+from rbee.queen.placement.placements import Placements
 from rbee.queen.policy import Policy
 from rbee.queen.rates import RetryBudget
 from rbee.queen.registry import Registry
@@ -112,6 +113,7 @@ class Core:
         self.hives = HiveClient(
             self.to_hives, self._hive_token, lambda hive_id: self.enrolments.refused(hive_id, HIVE_API)
         )
+        self.placements = Placements(self.registry, self.hives, self.metrics.placing)
         self.dispatcher = Dispatcher(
             self.registry,
             self.admission,

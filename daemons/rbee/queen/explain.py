@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from rbee.queen.placement.decision import Decision
 from rbee.queen.routing import Key, Placement, Seen, routable
 from rbee.queen.rows import Worker
 from rbee.wire.errors import NotFound, RbeeError
@@ -81,7 +82,10 @@ class Explanation(msgspec.Struct, frozen=True, tag_field="kind", tag="request"):
 
 
 class WorkerExplanation(msgspec.Struct, frozen=True, tag_field="kind", tag="worker"):
-    """Why a worker gets requests or none: its report as the queen sees it, and the latest requests that met it."""
+    """Why a worker gets requests or none: its report as the queen sees it, and the latest requests that met it.
+
+    ``placement`` is the decision that put it on its node, where this life of the queen made it.
+    """
 
     worker: WorkerReport
     routable: bool
@@ -92,6 +96,7 @@ class WorkerExplanation(msgspec.Struct, frozen=True, tag_field="kind", tag="work
     slots: int
     served: int
     requests: list[Explanation]
+    placement: Decision | None = None
 
 
 _Step = tuple[float, What, str | None, str, int | None, Sequence[Seen]]
@@ -266,11 +271,11 @@ class Recent:
                     break
         return found
 
-    def explain_worker(self, worker: Worker) -> WorkerExplanation:
-        """Why ``worker`` gets requests or none."""
+    def explain_worker(self, worker: Worker, placement: Decision | None) -> WorkerExplanation:
+        """Why ``worker`` gets requests or none, and by which ``placement`` it is where it is."""
         return WorkerExplanation(
             worker.view(), routable(worker), worker.held, worker.suspect, worker.hive.stale, worker.in_flight,
-            worker.slots, worker.served, self.at(str(worker.key)),
+            worker.slots, worker.served, self.at(str(worker.key)), placement,
         )  # fmt: skip
 
 

@@ -77,6 +77,13 @@ class PlacingMetrics:
             ("outcome",),
             registry=registry,
         )
+        self.worker_placements = Counter(
+            "queen_rbee_worker_placements_total",
+            "Workers that were to be placed on a node, by what came of it: placed, or the code of the error",
+            ("outcome",),
+            registry=registry,
+        )
+        self.worker_placements.labels("placed")
         self._placed = {reason: placements.labels(reason.value) for reason in Reason}
 
     def _make_failures(self, registry: CollectorRegistry) -> None:

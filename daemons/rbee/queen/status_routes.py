@@ -259,14 +259,17 @@ class StatusRoutes:
         if found is not None:
             return json_response(found)
         if any(worker.key.worker_id == name for worker in core.registry.workers()):
-            return json_response(core.recent.explain_worker(core.registry.find(name, None)))
+            return json_response(self._explained(core.registry.find(name, None)))
         raise nothing_known(name)
 
     @operation(WorkerExplanation)
     async def explain_worker(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/explain/HIVE/WORKER: why the worker gets requests or none, and the latest that met it."""
         worker = self._core.registry.find(request.match_info["worker"], request.match_info["hive"])
-        return json_response(self._core.recent.explain_worker(worker))
+        return json_response(self._explained(worker))
+
+    def _explained(self, worker: Worker) -> WorkerExplanation:
+        return self._core.recent.explain_worker(worker, self._core.placements.told(worker.key))
 
 
 def _model(name: str, workers: list[Worker]) -> Model:

@@ -14,10 +14,12 @@ from msgspec import Meta
 from rbee.host.addresses import answers_here
 from rbee.queen.core import Core
 from rbee.queen.hive_client import JsonObject
+from rbee.queen.placement.decision import Need
+from rbee.queen.placement.placements import no_hive
 from rbee.queen.places import peer_of
 from rbee.queen.registry import Hive, Worker
 from rbee.queen.routing import Key
-from rbee.wire.errors import BackendUnavailable, Conflict, Forbidden, HiveUnreachable, TooManyRequests, WorkerNotFound
+from rbee.wire.errors import BackendUnavailable, Conflict, Forbidden, TooManyRequests, WorkerNotFound
 from rbee.wire.http.operations import EVENTS, operation
 from rbee.wire.http.server import SseStream, json_response, read_json
 from rbee.wire.messages import (
@@ -197,13 +199,7 @@ class WorkerRoutes:
     async def register(self, request: web.Request) -> web.StreamResponse:
         """Upsert a worker that no hive reports; over TCP one of the queen's own machine only."""
         wanted = await read_json(request, RegisterRequest)
-        try:
-            backend = Backend(wanted.backend)
-        except ValueError:
-            raise BackendUnavailable(
-                "this build has no such backend",
-                details={"field": "backend", "accepted": [known.value for known in Backend]},
-            ) from None
+        backend = _known_backend(wanted.backend)
         if peer_of(request) is not None and not answers_here(wanted.url):
             raise Forbidden(
                 "a worker on another machine is registered by an administrator: use the queen's Unix socket",
@@ -228,27 +224,32 @@ class WorkerRoutes:
 
     @operation(Acted, status=202, body=SpawnRequest)
     async def spawn(self, request: web.Request) -> web.StreamResponse:
-        """Ask a hive to start a worker: 202 with the hive's answer."""
+        """Ask a hive to start a worker, on the node where a new one fits best: 202 with the hive's answer."""
         wanted = await read_json(request, SpawnRequest)
-        if wanted.model_ref is not None:
-            model_reference(wanted.model_ref)
-        hive = self._hive_for(wanted)
-        answer = await self._core.hives.spawn(hive, wanted)
+        core = self._core
+        if wanted.model_ref is None or self._is_known(wanted):
+            hive = self._hive_for(wanted)
+            answer = await core.hives.spawn(hive, wanted)
+        else:
+            need = Need(model_reference(wanted.model_ref), _known_backend(wanted.backend), wanted.device)
+            hive, answer = await core.placements.spawn(need, wanted)
         acted = Acted(True, hive.hive_id, wanted.worker_id, "the hive starts the worker", answer)
         return json_response(acted, status=202)
 
+    def _is_known(self, wanted: SpawnRequest) -> bool:
+        """Whether the worker asked for exists already, and with it its place."""
+        return any(
+            worker.key.worker_id == wanted.worker_id and wanted.hive_id in (None, worker.key.hive_id)
+            for worker in self._core.registry.workers()
+        )
+
     def _hive_for(self, wanted: SpawnRequest) -> Hive:
         registry = self._core.registry
-        hives = [hive for hive in registry.hives() if not hive.manual]
-        if wanted.hive_id is not None:
-            hives = [hive for hive in hives if hive.hive_id == wanted.hive_id]
-        elif any(worker.key.worker_id == wanted.worker_id for worker in registry.workers()):
-            return registry.find(wanted.worker_id, None).hive
+        if self._is_known(wanted):
+            return registry.find(wanted.worker_id, wanted.hive_id).hive
+        hives = [hive for hive in registry.hives() if not hive.manual and wanted.hive_id in (None, hive.hive_id)]
         if not hives:
-            raise HiveUnreachable(
-                "no such hive reports here: start one with 'systemctl start rbee-hive' and give it queen.callback_url",
-                details={"hive_id": wanted.hive_id},
-            )
+            raise no_hive(wanted.hive_id)
         if len(hives) > 1:
             names = sorted(hive.hive_id for hive in hives)
             raise Conflict("several hives report here: name one as hive_id", details={"hives": names})
@@ -311,6 +312,16 @@ class WorkerRoutes:
         await self._core.store.remove_alias(alias)
         self._core.aliases.remove(alias)
         return web.Response(status=204)
+
+
+def _known_backend(name: str) -> Backend:
+    try:
+        return Backend(name)
+    except ValueError:
+        raise BackendUnavailable(
+            "this build has no such backend",
+            details={"field": "backend", "accepted": [known.value for known in Backend]},
+        ) from None
 
 
 def _key(request: web.Request) -> Key:

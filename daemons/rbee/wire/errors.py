@@ -295,6 +295,30 @@ class StorageUnavailable(Unavailable):
     code = "STORAGE_UNAVAILABLE"
 
 
+class InsufficientResources(Unavailable):
+    """No node has room for the worker; details carry required and available amounts of each."""
+
+    code = "INSUFFICIENT_RESOURCES"
+
+
+class InsufficientRam(InsufficientResources):
+    """No node has enough memory for the model."""
+
+    code = "INSUFFICIENT_RAM"
+
+
+class VramExhausted(InsufficientResources):
+    """No GPU has enough memory for the model."""
+
+    code = "VRAM_EXHAUSTED"
+
+
+class GpuTooHot(InsufficientResources):
+    """Every GPU that could take the worker is too hot for another one."""
+
+    code = "GPU_TOO_HOT"
+
+
 class DownloadFailed(RbeeError):
     """A model could not be fetched, all tries included; details carry the tries and the reason."""
 

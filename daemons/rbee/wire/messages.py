@@ -192,7 +192,7 @@ class SpawnRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """POST /v1/workers/spawn of a hive (and /v2/workers/spawn of a queen, which adds where).
 
     With ``model_ref`` the hive writes a definition first (kept over a reboot unless ``ephemeral``); without it the
-    worker's definition must exist.
+    worker's definition must exist. ``device`` None: the queen chooses one, a hive takes the first.
     """
 
     worker_id: WorkerId
@@ -200,7 +200,7 @@ class SpawnRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Text | None = None
     task: Task = Task.AUTO
     backend: Annotated[str, Meta(max_length=32)] = "cpu"
-    device: int = 0
+    device: int | None = None
     slots: Annotated[int, Meta(ge=1, le=256)] = 4
     idle_limit_s: Annotated[float, Meta(ge=0)] | None = None
     ephemeral: bool = False

@@ -74,10 +74,10 @@ class RunningQueen:
         """Deliver a whole picture."""
         revision = next(self.revisions)
         picture = [msgspec.structs.replace(worker, revision=revision, boot_id=boot) for worker in workers]
-        values: dict[str, Any] = {"version": __version__, "interval_s": 5.0} | more
+        values: dict[str, Any] = {"version": __version__, "interval_s": 5.0, "machine": MACHINE} | more
         body = Heartbeat(
-            hive_id=hive, boot_id=boot, revision=revision, sent_unix=time.time(), api_url=api_url, machine=MACHINE,
-            workers=picture, **values,
+            hive_id=hive, boot_id=boot, revision=revision, sent_unix=time.time(), api_url=api_url, workers=picture,
+            **values,
         )  # fmt: skip
         url = f"{self.url}/v2/hives/{hive}/heartbeat"
         async with self.hive.post(url, data=msgspec.json.encode(body)) as response:

@@ -80,7 +80,32 @@ def _worker(found: dict[str, Any]) -> list[str]:
         (f"its hive says: {report['reason']}", report["reason"] and report["reason"] != found["doubt"]),
     ]
     lines += [f"  {words}" for words, holds in reasons if holds]
+    if found.get("placement"):
+        lines += _placement(found["placement"])
     return lines + [
         f"  {one['correlation_id']}  {one['outcome']}  {one['route']}  {_ms(one['total_ms'])}"
         for one in found["requests"]
     ]
+
+
+def _placement(decision: dict[str, Any]) -> list[str]:
+    """Why it runs on its node: each place that was looked at, with its numbers."""
+    needs = "memory of an unknown amount" if decision["required_bytes"] is None else _mb(decision["required_bytes"])
+    lines = [f"  placed to {decision['strategy']}, for {decision['backend']}; its model needs {needs}"]
+    return lines + [f"    {_place(option, option == decision['chosen'])}" for option in decision["options"]]
+
+
+def _place(option: dict[str, Any], chosen: bool) -> str:
+    device = "" if option.get("device") is None else f" device {option['device']}"
+    facts = [f"{_mb(option.get('available_bytes', 0))} free", f"{option.get('workers', 0)} workers"]
+    if option.get("has_model"):
+        facts.append("has the model")
+    if option.get("temperature_c") is not None:
+        facts.append(f"{option['temperature_c']} degrees")
+    if option.get("obstacle"):
+        facts.append(f"refused: {option['obstacle'].replace('_', ' ')}")
+    return f"{'chosen' if chosen else 'not'} {option['node']}{device}: {', '.join(facts)}"
+
+
+def _mb(amount: int) -> str:
+    return f"{amount / (1 << 20):.0f} MB"

@@ -61,7 +61,7 @@ def list_(ask_hive: bool, node: str | None, as_json: bool) -> None:
 @click.option("--name", help="What clients call the model.")
 @click.option("--task", type=click.Choice([task.value for task in Task]), default="auto", show_default=True)
 @click.option("--backend", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--device", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", type=click.IntRange(min=0), help="The GPU; without it the one with the most memory free.")
 @click.option("--slots", type=click.IntRange(1, 256), default=4, show_default=True)
 @click.option("--ephemeral", is_flag=True, help="Forget the worker at the next start of the machine.")
 @node_option
@@ -73,7 +73,7 @@ def spawn(
     name: str | None,
     task: str,
     backend: str,
-    device: int,
+    device: int | None,
     slots: int,
     ephemeral: bool,
     node: str | None,

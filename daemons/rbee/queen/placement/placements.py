@@ -1,0 +1,135 @@
+"""Places workers: facts are gathered, decided upon, and what was promised is remembered until its worker has it."""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from rbee.queen.hive_client import HiveClient, JsonObject
+from rbee.queen.placement.decision import Decision, Need, Option, decide
+from rbee.queen.placement.refusals import refusal
+from rbee.queen.placement.survey import survey
+from rbee.queen.placing_metrics import PlacingMetrics
+from rbee.queen.registry import Registry
+from rbee.queen.routing import Key
+from rbee.queen.rows import Hive
+from rbee.wire.errors import Conflict, HiveUnreachable, RbeeError
+from rbee.wire.log import log
+from rbee.wire.messages import SpawnRequest, WorkerState
+from rbee.wire.model_reference import Provider, parse
+
+LOGGER = logging.getLogger(__name__)
+REPORT_LIMIT_S = 15.0
+"""How long a promise waits for the first word of its worker."""
+REMEMBERED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Promise:
+    option: Option
+    made: float
+
+
+class Placements:
+    """Decides where workers start, one decision after the other's promise; ``told`` keeps the latest for who asks."""
+
+    def __init__(self, registry: Registry, hives: HiveClient, metrics: PlacingMetrics) -> None:
+        self._registry = registry
+        self._hives = hives
+        self._metrics = metrics
+        self._promises: dict[Key, _Promise] = {}
+        self._told: OrderedDict[Key, Decision] = OrderedDict()
+
+    async def spawn(self, need: Need, request: SpawnRequest) -> tuple[Hive, JsonObject]:
+        """Place the worker of a request and ask that hive to start it; returns the hive and its answer.
+
+        Raises what :meth:`place` and HiveClient.call raise.
+        """
+        hive, chosen = await self.place(need, request.worker_id, request.hive_id)
+        device = chosen.device if need.device is None else need.device
+        try:
+            return hive, await self._hives.spawn(hive, msgspec.structs.replace(request, device=device))
+        except RbeeError:
+            self._promises.pop(Key(hive.hive_id, request.worker_id), None)  # its memory is free again
+            raise
+
+    async def place(self, need: Need, worker_id: str, node: str | None = None) -> tuple[Hive, Option]:
+        """The hive that is to start the worker, and the place there; its memory counts as taken from here on.
+
+        ``node`` pins it. Raises HiveUnreachable (no such hive), Conflict (a folder that several machines may have),
+        BackendUnavailable, InvalidDevice, GpuTooHot, InsufficientRam, VramExhausted, InsufficientResources.
+        """
+        try:
+            hives = self._candidates(node)
+            found = await survey(self._hives, hives, need, self._promised)
+            nodes = found.nodes
+            if parse(need.model_ref).provider is Provider.LOCAL and len(nodes) > 1:
+                nodes = [one for one in nodes if one.has_model]
+                if not nodes:
+                    raise _whose_folder(hives)
+            decision = decide(found.need, nodes)
+            if decision.chosen is None:
+                raise refusal(decision)
+        except RbeeError as error:
+            self._metrics.worker_placements.labels(error.code).inc()
+            log(LOGGER, logging.WARNING, "a worker fits nowhere", worker=worker_id, code=error.code, why=error.message)
+            raise
+        return self._promise(decision, decision.chosen, worker_id, hives), decision.chosen
+
+    def _promise(self, decision: Decision, chosen: Option, worker_id: str, hives: Sequence[Hive]) -> Hive:
+        key = Key(chosen.node, worker_id)
+        self._promises[key] = _Promise(chosen, time.monotonic())
+        self._told[key] = decision
+        self._told.move_to_end(key)
+        if len(self._told) > REMEMBERED:
+            self._told.popitem(last=False)
+        self._metrics.worker_placements.labels("placed").inc()
+        log(
+            LOGGER, logging.INFO, "a worker is placed", worker=str(key), backend=decision.backend.value,
+            device=chosen.device, required_bytes=chosen.required_bytes, available_bytes=chosen.available_bytes,
+            model_there=chosen.has_model, nodes=len(hives),
+        )  # fmt: skip
+        return next(hive for hive in hives if hive.hive_id == chosen.node)
+
+    def told(self, key: Key) -> Decision | None:
+        """Why a worker is where it is, where that was decided here lately."""
+        return self._told.get(key)
+
+    def _candidates(self, node: str | None) -> list[Hive]:
+        hives = [hive for hive in self._registry.hives() if not hive.manual and node in (None, hive.hive_id)]
+        heard = [hive for hive in hives if not hive.stale and hive.machine is not None]
+        if not (heard or hives):
+            raise no_hive(node)
+        return sorted(heard or hives, key=lambda hive: hive.hive_id)
+
+    def _promised(self) -> dict[str, list[Option]]:
+        """Memory that workers on their way will take, by node: one that is ready, or ended, shows in the facts."""
+        now = time.monotonic()
+        owed: dict[str, list[Option]] = {}
+        for key, promise in list(self._promises.items()):
+            worker = self._registry.worker(key)
+            loads = worker is not None and worker.state is WorkerState.LOADING
+            silent = worker is None or worker.state in (WorkerState.STOPPED, WorkerState.FAILED)
+            if loads or (silent and now - promise.made < REPORT_LIMIT_S):
+                owed.setdefault(key.hive_id, []).append(promise.option)
+            else:
+                del self._promises[key]
+        return owed
+
+
+def no_hive(hive_id: str | None) -> HiveUnreachable:
+    """No hive, or none of that id, reports here."""
+    return HiveUnreachable(
+        "no such hive reports here: start one with 'systemctl start rbee-hive' and give it queen.callback_url",
+        details={"hive_id": hive_id},
+    )
+
+
+def _whose_folder(hives: Sequence[Hive]) -> Conflict:
+    return Conflict(
+        "several hives report here and none has catalogued that folder: name one as hive_id",
+        details={"hives": [hive.hive_id for hive in hives]},
+    )

@@ -1,0 +1,119 @@
+"""The facts that placement rests on: heartbeats tell memory and GPUs, hives are asked for models and backends.
+
+Hives are asked only when something is to be placed: a heartbeat every few seconds stays small for it.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from rbee.queen.hive_client import HiveClient
+from rbee.queen.placement.decision import Device, Need, Node, Option
+from rbee.queen.rows import Hive
+from rbee.wire.errors import RbeeError
+from rbee.wire.messages import GpuFacts, MachineFacts, WorkerState
+from rbee.wire.model_messages import ModelRow, ModelRows
+from rbee.wire.worker_spec import Backend
+
+ASKED_AT_ONCE = 32
+ASK_LIMIT_S = 3.0
+PROBE_LIMIT_S = 20.0
+"""A hive tries its providers in a process of its own at the first question, and keeps the answer."""
+_ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
+_NO_MACHINE = MachineFacts("", 1, 0, 0, 0, 0)
+
+
+class _Capabilities(msgspec.Struct, frozen=True):
+    """What placement needs of a hive's GET /v1/capabilities."""
+
+    backends: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was found: the need with the size of the model where a hive knows it, and the nodes."""
+
+    need: Need
+    nodes: list[Node]
+
+
+Promised = Mapping[str, list[Option]]
+"""Places that workers on their way will take memory of, by node."""
+
+
+async def survey(client: HiveClient, hives: Sequence[Hive], need: Need, promised: Callable[[], Promised]) -> Survey:
+    """Ask ``hives`` what they have; ``promised`` is read when all have answered, for others are placed meanwhile."""
+    gate = asyncio.Semaphore(ASKED_AT_ONCE)
+
+    async def ask(hive: Hive) -> tuple[list[ModelRow] | None, frozenset[Backend]]:
+        async with gate:
+            return await _models(client, hive), await _backends(client, hive, need)
+
+    answers = await asyncio.gather(*(ask(hive) for hive in hives))
+    found = [_of_model(rows, need.model_ref) for rows, _ in answers]
+    size = next((row.size_bytes for row in found if row is not None and row.size_bytes), need.size_bytes)
+    owed = promised()
+    nodes = [
+        _node(hive, need, backends, owed.get(hive.hive_id, []), row is not None, answers=rows is not None)
+        for hive, row, (rows, backends) in zip(hives, found, answers, strict=True)
+    ]
+    return Survey(dataclasses.replace(need, size_bytes=size), nodes)
+
+
+def _of_model(rows: list[ModelRow] | None, model_ref: str) -> ModelRow | None:
+    return next((row for row in rows or () if row.reference == model_ref), None)
+
+
+async def _models(client: HiveClient, hive: Hive) -> list[ModelRow] | None:
+    """The hive's catalogue, None where it does not say."""
+    try:
+        answer = await client.call(hive, "GET", "/v1/models", waits=(0.0,), limit_s=ASK_LIMIT_S)
+        return msgspec.convert(answer, ModelRows).models
+    except (RbeeError, msgspec.ValidationError):
+        return None
+
+
+async def _backends(client: HiveClient, hive: Hive, need: Need) -> frozenset[Backend]:
+    """Backends that start on a hive's machine; the CPU's does wherever a worker is installed.
+
+    One that shows GPUs and does not say in time which backends start is believed to have CUDA: its worker refuses to
+    start otherwise, and says why.
+    """
+    if need.backend is Backend.CPU or hive.machine is None or not hive.machine.gpus:
+        return frozenset({Backend.CPU})
+    try:
+        answer = await client.call(hive, "GET", "/v1/capabilities", waits=(0.0,), limit_s=PROBE_LIMIT_S)
+        named = msgspec.convert(answer, _Capabilities).backends
+    except (RbeeError, msgspec.ValidationError):
+        return frozenset(Backend)
+    return frozenset(backend for backend in Backend if backend.value in named)
+
+
+def _node(
+    hive: Hive, need: Need, backends: frozenset[Backend], promised: list[Option], has_model: bool, *, answers: bool
+) -> Node:
+    machine = hive.machine or _NO_MACHINE
+    up = [worker.report for worker in hive.workers.values() if worker.state not in _ENDED]
+    return Node(
+        name=hive.hive_id,
+        ram_free_bytes=machine.ram_available_bytes - _owed(promised, None),
+        disk_free_bytes=machine.disk_available_bytes,
+        devices=tuple(_device(gpu, promised) for gpu in machine.gpus),
+        backends=backends,
+        has_model=has_model,
+        workers=len(up),
+        replicas=sum(report.model_ref == need.model_ref for report in up),
+        answers=answers,
+    )
+
+
+def _device(gpu: GpuFacts, promised: list[Option]) -> Device:
+    free = gpu.memory_total_bytes - gpu.memory_used_bytes - _owed(promised, gpu.index)
+    return Device(gpu.index, free, gpu.temperature_c)
+
+
+def _owed(promised: list[Option], device: int | None) -> int:
+    return sum(option.required_bytes or 0 for option in promised if option.device == device)
