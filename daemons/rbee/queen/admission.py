@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from rbee.queen import refusals
 from rbee.queen.affinity import Affinity
@@ -35,6 +36,18 @@ from rbee.wire.messages import WorkerState
 
 LOGGER = logging.getLogger(__name__)
 StartWorker = Callable[[Key], None]
+
+
+class Declared(Protocol):
+    """Models that a worker can be placed for when they are asked for."""
+
+    def __contains__(self, model: str) -> bool: ...
+
+    def begin(self, model: str) -> None:
+        """Begin to place a worker unless that is under way; :meth:`Admission.place_settled` is called in the end."""
+
+
+_PLACING = Wait(Waiting.PLACING, None)
 _SURE = 0.8
 """An expected wait is an average: what is accepted has a fifth of its time to spare."""
 
@@ -56,6 +69,7 @@ class Admission:
         self._start: StartWorker = lambda key: None
         self._starting: Callable[[], frozenset[Key]] = frozenset
         self._settling: Callable[[], bool] = lambda: False
+        self._declared: Declared | None = None
         registry.weigh(policy.weight)
         registry.listen(self._on_change)
 
@@ -67,6 +81,10 @@ class Admission:
     def use_starter(self, start: StartWorker, starting: Callable[[], frozenset[Key]]) -> None:
         """How a worker is started, and which starts are under way."""
         self._start, self._starting = start, starting
+
+    def use_declared(self, declared: Declared) -> None:
+        """Which models have a worker placed for them when they are asked for."""
+        self._declared = declared
 
     def use_settling(self, settling: Callable[[], bool]) -> None:
         """Whether hives known from before have not reported yet: an unknown model may still turn up."""
@@ -82,8 +100,8 @@ class Admission:
         return sum(len(queue.waiters) for queue in self._queues.values())
 
     def known(self, model: str) -> bool:
-        """Whether some worker serves, or could serve, the model."""
-        return bool(self._registry.serving(model))
+        """Whether some worker serves, or could serve, the model, or one can be placed for it."""
+        return bool(self._registry.serving(model)) or (self._declared is not None and model in self._declared)
 
     def at_once(self, model: str) -> bool:
         """Whether a request for the model would get a worker without waiting."""
@@ -231,12 +249,12 @@ class Admission:
                 return None
             self._metrics.shed(Shed.DEADLINE)
             return want.deadline.passed_error()
-        if not workers:
+        if not self.known(want.model):
             return None if self._settling() else refusals.unknown(want.model)
         waited, step = now - waiter.began, self._step(want.model)
         hopeful = waited < limits.silent_s or any(may_yet_be_ready(worker, now) for worker in workers)
         if isinstance(step, Wait) and step.why is Waiting.SILENT and not hopeful:
-            worker = self._registry.worker(step.key)
+            worker = None if step.key is None else self._registry.worker(step.key)
             self._metrics.shed(Shed.OUT_OF_REACH)
             return None if worker is None else refusals.out_of_reach(worker, now)
         if isinstance(step, Start) or (isinstance(step, Wait) and step.why.cold):
@@ -250,7 +268,8 @@ class Admission:
     def loading_error(self, model: str) -> ModelLoading:
         """The honest answer to one who does not wait for a cold model: its state, node, progress, and when to come."""
         step = self._step(model)
-        worker = self._registry.worker(step.key) if isinstance(step, Wait | Start) else None
+        key = step.key if isinstance(step, Wait | Start) else None
+        worker = None if key is None else self._registry.worker(key)
         return refusals.loading(model, step, worker, self.loads, time.monotonic())
 
     def settled(self) -> None:
@@ -290,6 +309,15 @@ class Admission:
         for model in [name for name in self._queues if name in worker.names()]:
             if error is not None:
                 self._queues[model].refused[key] = error
+            self._pump(model)
+
+    def place_settled(self, model: str, error: RbeeError | None) -> None:
+        """A worker of a declared model was placed and is known, or ``error`` says why there is none."""
+        queue = self._queues.get(model)
+        if queue is not None and error is not None:
+            for waiter in queue.waiters:
+                waiter.refuse(error)
+        elif queue is not None:
             self._pump(model)
 
     def _spread(self, model: str, worker: Worker) -> None:
@@ -332,13 +360,19 @@ class Admission:
             step = self._step(model)
         if isinstance(step, Fail):
             self._fail(model, queue, step)
-        elif isinstance(step, Start) or step.why.cold:
+            return
+        if step == _PLACING and self._declared is not None and not self._settling():
+            self._declared.begin(model)
+        if isinstance(step, Start) or step.why.cold:
             self._refuse_impatient(model, queue)
 
     def _step(self, model: str) -> Wait | Start | Fail:
         queue = self._queues.get(model)
         tried = queue.tried if queue is not None else set()
-        return next_step(self._registry.serving(model), tried, self._starting())
+        step = next_step(self._registry.serving(model), tried, self._starting())
+        if isinstance(step, Fail) and step.report is None and self.known(model):
+            return _PLACING
+        return step
 
     def _refuse_impatient(self, model: str, queue: ModelQueue) -> None:
         for waiter in queue.waiters:

@@ -6,7 +6,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from rbee.wire.errors import ConfigError
+from rbee.queen.placement.decision import Strategy
+from rbee.wire import names
+from rbee.wire.errors import ConfigError, InvalidModelReference
+from rbee.wire.messages import HiveId
+from rbee.wire.worker_spec import Backend, Task
 
 DEFAULT_PUBLIC_URL = "http://127.0.0.1:8080"
 PUBLIC_URL_VARIABLE = "QUEEN_PUBLIC_URL"
@@ -17,6 +21,7 @@ Path = Annotated[str, Meta(min_length=1, max_length=4096)]
 ClientName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Weight = Annotated[float, Meta(ge=0.01, le=100)]
 Waiting = Annotated[int, Meta(ge=1, le=100_000)]
+ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}\Z")]
 
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,11 +131,29 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: Path
 
 
+class DeclaredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A model that requests may name before any worker has it: the first of them starts one, where it fits best.
+
+    ``reference`` is where it comes from. ``node`` pins its worker to a hive, ``device`` to a GPU; null lets the queen
+    choose. ``placement``: spread takes the node with the fewest workers, pack the one with the least memory that is
+    enough. ``idle_limit_s``: null means the hive's own limit, 0 never.
+    """
+
+    reference: Annotated[str, Meta(min_length=1, max_length=4096)]
+    task: Task = Task.AUTO
+    backend: Backend = Backend.CPU
+    device: Annotated[int, Meta(ge=0, le=63)] | None = None
+    slots: Annotated[int, Meta(ge=1, le=256)] = 4
+    idle_limit_s: Annotated[float, Meta(ge=0)] | None = None
+    node: HiveId | None = None
+    placement: Strategy = Strategy.SPREAD
+
+
 class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of queen.yaml.
 
     ``aliases`` maps a name that clients use to a model's name, ``clients`` the name of a client's token to its limits
-    (``*``: those of every client that has none of its own).
+    (``*``: those of every client that has none of its own), and ``models`` the name of a model to its declaration.
     """
 
     listen: Listen = Listen()
@@ -144,6 +167,7 @@ class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     routing: Routing = Routing()
     aliases: dict[str, str] = {}
     clients: dict[str, ClientLimits] = {}
+    models: dict[ModelName, DeclaredModel] = {}
     tokens: Tokens = Tokens()
     admin_users: list[Annotated[str, Meta(min_length=1, max_length=64)]] = []
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
@@ -163,3 +187,14 @@ def check_public_url(value: str) -> str:
             details={"field": "public_url"},
         )
     return value.removesuffix("/")
+
+
+def check_models(models: dict[str, DeclaredModel]) -> None:
+    """Raise ConfigError for a declared model whose reference has none of the accepted forms; it is not repeated."""
+    for name, declared in models.items():
+        try:
+            names.model_reference(declared.reference)
+        except InvalidModelReference as error:
+            raise ConfigError(
+                f"models.{name}.reference: {error.message}", details={"field": f"models.{name}.reference"}
+            ) from None

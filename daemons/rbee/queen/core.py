@@ -27,6 +27,7 @@ from rbee.queen.nodes.book import Nodes
 from rbee.queen.nodes.enrolment import Enrolments
 from rbee.queen.nodes.fleet import Fleet
 from rbee.queen.nodes.tokens import HIVE_API, WORKER_API, PresentedTokens
+from rbee.queen.placement.declared import DeclaredModels
 from rbee.queen.placement.placements import Placements
 from rbee.queen.policy import Policy
 from rbee.queen.rates import RetryBudget
@@ -125,6 +126,8 @@ class Core:
             self.metrics.placing,
             lambda hive_id: self.enrolments.refused(hive_id, WORKER_API),
         )
+        self.declared = DeclaredModels(self.placements, self.registry, self.owner, self.admission.place_settled)
+        self.declared.configure(config.models)
         self._starter = Starter(self.registry, self.hives, self.owner, self.admission.start_settled)
         self._fallback = Fallback(self.registry, self.to_workers, self.worker_token, self.owner, self.metrics)
         self._expected: set[str] = set()
@@ -133,6 +136,7 @@ class Core:
         self._sweeper: asyncio.Task[None] | None = None
         self.on_sweep: Callable[[], None] = lambda: None
         self.admission.use_starter(self._starter.start, lambda: self._starter.under_way)
+        self.admission.use_declared(self.declared)
         self.admission.use_settling(lambda: self.settling)
         self.registry.listen(self._publish)
         self.metrics.watch(self.registry)
@@ -198,6 +202,7 @@ class Core:
         self.dispatcher.limits = _send_limits(config.requests)
         self.dispatcher.budget.configure(config.routing.retry_share, config.routing.retry_reserve)
         self.aliases.configure(config.aliases)
+        self.declared.configure(config.models)
 
     @property
     def settling(self) -> bool:

@@ -12,7 +12,7 @@ from rbee.host.daemon import EXIT_CONFIG, EXIT_OK, exit_process, run_daemon
 from rbee.host.journal import setup_logging
 from rbee.host.notify import Notifier
 from rbee.host.paths import CONFIG_DIR
-from rbee.queen.config import DEFAULT_PUBLIC_URL, PUBLIC_URL_VARIABLE, QueenConfig, check_public_url
+from rbee.queen.config import DEFAULT_PUBLIC_URL, PUBLIC_URL_VARIABLE, QueenConfig, check_models, check_public_url
 from rbee.queen.daemon import QueenDaemon, read_clients, read_tls, read_tokens
 from rbee.wire.errors import ConfigError
 from rbee.wire.log import log
@@ -52,6 +52,7 @@ class Source:
         """Read and check; raises ConfigError."""
         loaded = load_config(QueenConfig, self._path, required=self._required, overrides=self._overrides)
         check_public_url(loaded.value.public_url)
+        check_models(loaded.value.models)
         return loaded
 
 

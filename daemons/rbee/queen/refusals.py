@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from rbee.queen.loads import LoadTimes, progress_share
 from rbee.queen.rates import retry_after_s
-from rbee.queen.routing import Start, Wait, routable
+from rbee.queen.routing import Start, Wait, Waiting, routable
 from rbee.queen.rows import Worker
 from rbee.wire.errors import (
     AllSlotsBusy,
@@ -91,6 +91,10 @@ def loading(model: str, step: object, worker: Worker | None, loads: LoadTimes, n
             "stage": report.progress.stage if report.progress is not None else report.status_text,
             "eta_seconds": None if eta_s is None else round(eta_s, 1),
         }
+    elif isinstance(step, Wait) and step.why is Waiting.PLACING:
+        details["loading"] = {
+            "state": WorkerState.LOADING.value, "node": None, "progress": None, "stage": "placing", "eta_seconds": None,
+        }  # fmt: skip
     return ModelLoading(
         "the model is not ready yet: ask again after the time that Retry-After says, or wait for it",
         details=details,

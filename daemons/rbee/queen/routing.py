@@ -65,6 +65,7 @@ class Waiting(enum.StrEnum):
 
     BUSY = "busy"
     LOADING = "loading"
+    PLACING = "placing"
     SILENT = "silent"
 
     @property
@@ -75,10 +76,10 @@ class Waiting(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait: a change of ``key`` (or any) will tell more."""
+    """Wait: a change of ``key`` (or any) will tell more; None while no worker is placed yet."""
 
     why: Waiting
-    key: Key
+    key: Key | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from rbee.wire.errors import ModelNotFound, RbeeError
 from rbee.wire.http.middleware import open_route
 from rbee.wire.http.operations import JSON, operation
 from rbee.wire.http.server import MAX_BODY, json_response
+from rbee.wire.messages import WorkerState
 
 DEEP_AGAIN_S = 1.0
 
@@ -188,6 +189,8 @@ class StatusRoutes:
     def _models(self) -> dict[str, Model]:
         core = self._core
         known = {name: _model(name, list(core.registry.serving(name))) for name in core.registry.model_names()}
+        for name in core.declared.names() - known.keys():
+            known[name] = Model(name, 0, WorkerState.STOPPED.value, core.declared.task(name), 0, 0, name)
         for alias, name in core.aliases.all().items():
             if name in known and alias not in known:
                 known[alias] = msgspec.structs.replace(known[name], id=alias)
@@ -214,8 +217,9 @@ class StatusRoutes:
         """GET /v2/models/M/ready: 200 while a worker of it takes requests, 503 otherwise; 404 for an unknown one."""
         only_version(request)
         name = request.match_info["model"]
-        workers = self._core.registry.serving(self._core.aliases.resolve(name))
-        if not workers:
+        model = self._core.aliases.resolve(name)
+        workers = self._core.registry.serving(model)
+        if not self._core.admission.known(model):
             raise ModelNotFound("no worker serves that model: GET /v1/models lists those that can be asked for")
         ready = any(routable(worker) for worker in workers)
         return json_response(ModelReady(name, ready), status=200 if ready else 503)
@@ -233,7 +237,7 @@ class StatusRoutes:
         ask = await read_ask(request, self._core.aliases, MAX_BODY, name)
         account.trail.came(ask.model, ask.asked)
         workers = self._core.registry.serving(ask.model)
-        if workers and not any(routable(worker) for worker in workers):
+        if self._core.admission.known(ask.model) and not any(routable(worker) for worker in workers):
             raise self._core.admission.loading_error(ask.model)
         call = Call(
             ask.model, ask.asked, lambda worker: model_path(worker, ask.asked), b"", {}, False, account.trail,

@@ -130,6 +130,6 @@ def no_hive(hive_id: str | None) -> HiveUnreachable:
 
 def _whose_folder(hives: Sequence[Hive]) -> Conflict:
     return Conflict(
-        "several hives report here and none has catalogued that folder: name one as hive_id",
+        "several hives report here and none has catalogued that folder: name the one whose folder it is",
         details={"hives": [hive.hive_id for hive in hives]},
     )
