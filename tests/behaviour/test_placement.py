@@ -1,6 +1,8 @@
 """Steps of features/placement.feature."""
 
 import os
+import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,7 +12,8 @@ from typing import Any
 import pytest
 from pytest_bdd import given, parsers, scenarios, then, when
 
-from tests.behaviour.support.http import Answer
+from rbee.queen.core import SETTLE_S, SWEEP_S
+from tests.behaviour.support.http import Answer, until
 from tests.behaviour.support.model_source import ModelSource
 from tests.behaviour.support.person import Done, Person
 from tests.behaviour.support.two_hives import TwoHives
@@ -37,6 +40,7 @@ class Case:
     answers: list[Answer] = field(default_factory=list)
     done: Done | None = None
     asked: int = 0
+    lives: dict[str, str] = field(default_factory=dict)
 
     @property
     def answer(self) -> Answer:
@@ -139,6 +143,14 @@ def asks_in_vain(house: TwoHives, case: Case, what: str) -> None:
     case.answers.append(_ask(house, {"too large": "huge", "declared for cuda": "on-cuda"}[what]))
 
 
+@when("the declaration asks for 2 workers at least")
+def kept(house: TwoHives) -> None:
+    house.queen_config["models"]["tiny"]["replicas"] = {"min": 2, "max": 2}
+    house.write_queen_config()
+    assert house.queen is not None
+    house.queen.signal(signal.SIGHUP)
+
+
 # then
 
 
@@ -177,6 +189,29 @@ def one_worker(house: TwoHives, case: Case) -> None:
     row = _placed(house, "tiny")
     name = f"{row['hive_id']}/{row['worker_id']}"
     assert [(answer.status, answer.headers["X-Rbee-Worker"]) for answer in case.answers] == [(200, name)] * 10
+
+
+def _ready(house: TwoHives) -> dict[str, str]:
+    """The node of each worker of the declared model that is ready, once there are two."""
+    rows = [row for row in house.rows().values() if row["model"] == "tiny" and row["state"] == "idle"]
+    return {row["invocation_id"]: row["hive_id"] for row in rows} if len(rows) == 2 else {}
+
+
+@then("one runs on each node, though nobody asked")
+def on_each(house: TwoHives, case: Case) -> None:
+    case.lives = until(lambda: _ready(house), 60.0)
+    assert sorted(case.lives.values()) == ["bee", "far"]
+
+
+@then("a queen that starts anew leaves it at these")
+def new_queen(house: TwoHives, case: Case) -> None:
+    assert house.queen is not None
+    house.queen.stop()
+    queen = house.start_queen()
+    assert until(lambda: _ready(house), 30.0) == case.lives
+    time.sleep(SETTLE_S + 3 * SWEEP_S)  # what is to be seen is that nothing comes
+    assert _ready(house) == case.lives
+    assert not [line for line in queen.log if "placing a worker" in line]
 
 
 @then("the worker runs on far")

@@ -94,6 +94,11 @@ class Admission:
         """Models that requests wait for now."""
         return [model for model, queue in self._queues.items() if len(queue.waiters)]
 
+    def waiting_for(self, model: str) -> int:
+        """Requests that wait for the model now."""
+        queue = self._queues.get(model)
+        return 0 if queue is None else len(queue.waiters)
+
     @property
     def waiting(self) -> int:
         """Requests that wait now."""
@@ -314,7 +319,7 @@ class Admission:
     def place_settled(self, model: str, error: RbeeError | None) -> None:
         """A worker of a declared model was placed and is known, or ``error`` says why there is none."""
         queue = self._queues.get(model)
-        if queue is not None and error is not None:
+        if queue is not None and error is not None and not self._registry.serving(model):
             for waiter in queue.waiters:
                 waiter.refuse(error)
         elif queue is not None:

@@ -131,12 +131,24 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: Path
 
 
+class Replicas(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How many workers of a model are kept running, and how many there may be while requests wait."""
+
+    min: Annotated[int, Meta(ge=0, le=64)] = 0
+    max: Annotated[int, Meta(ge=1, le=64)] = 1
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, which becomes the file's error, for more at least than at most."""
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min} and max is {self.max}: max is at least min")
+
+
 class DeclaredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A model that requests may name before any worker has it: the first of them starts one, where it fits best.
 
     ``reference`` is where it comes from. ``node`` pins its worker to a hive, ``device`` to a GPU; null lets the queen
     choose. ``placement``: spread takes the node with the fewest workers, pack the one with the least memory that is
-    enough. ``idle_limit_s``: null means the hive's own limit, 0 never.
+    enough. ``idle_limit_s``: null means the hive's own limit, 0 never; workers up to ``replicas.min`` have none.
     """
 
     reference: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -147,6 +159,7 @@ class DeclaredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     idle_limit_s: Annotated[float, Meta(ge=0)] | None = None
     node: HiveId | None = None
     placement: Strategy = Strategy.SPREAD
+    replicas: Replicas = Replicas()
 
 
 class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

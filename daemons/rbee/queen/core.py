@@ -258,6 +258,8 @@ class Core:
                 await self.nodes.load()
             for model in self.admission.waiting_models():
                 self._fallback.consider(model, now)
+            if now >= self._settles_at:
+                self.declared.sweep(now, self.admission.waiting_for)
             self.upstreams.sweep(now)
             self.on_sweep()
 

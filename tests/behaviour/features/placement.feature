@@ -37,3 +37,9 @@ Feature: The right worker starts on the right machine
   Scenario: A backend that no node has is refused, never replaced
     When a client asks for a model that is declared for cuda
     Then the answer is 400 BACKEND_UNAVAILABLE that names both nodes
+
+  @MODE-03
+  Scenario: Workers that are to be kept run without a request, and a new queen starts none twice
+    When the declaration asks for 2 workers at least
+    Then one runs on each node, though nobody asked
+    And a queen that starts anew leaves it at these
