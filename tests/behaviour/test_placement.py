@@ -13,6 +13,7 @@ import pytest
 from pytest_bdd import given, parsers, scenarios, then, when
 
 from rbee.queen.core import SETTLE_S, SWEEP_S
+from tests.behaviour.support.daemons import TENSOR
 from tests.behaviour.support.http import Answer, until
 from tests.behaviour.support.model_source import ModelSource
 from tests.behaviour.support.person import Done, Person
@@ -22,12 +23,6 @@ scenarios("features/placement.feature")
 
 TINY = "hf:org/tiny"
 WEIGHTS = "weights/more_data"
-TENSOR = {
-    "inputs": [
-        {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]},
-        {"name": "shift", "shape": [1, 1], "datatype": "INT64", "data": [7]},
-    ]
-}
 
 
 @dataclass

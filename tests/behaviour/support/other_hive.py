@@ -25,7 +25,9 @@ GARBAGE = b'{"status": "healthy", oops'
 class OtherHive:
     """``manner`` is how it answers: ``well``, ``garbage``, or ``never``; a context manager.
 
-    ``queen`` is the queen's address with the token of hives; ``heard`` are the requests that came, with their times.
+    ``queen`` is the queen's address with the token of hives; ``heard`` are the requests that came, with their times,
+    ``bodies`` what came with them. ``machine`` are the facts that its heartbeats tell, ``answers`` further bodies that it
+    answers, by path.
     """
 
     def __init__(self, queen: Http, hive_id: str = "other") -> None:
@@ -33,6 +35,9 @@ class OtherHive:
         self.manner, self.version = "well", __version__
         self.boot_id, self.revision = f"boot-{time.monotonic_ns()}", 0
         self.heard: list[tuple[float, str]] = []
+        self.machine: dict[str, Any] = dict(MACHINE)
+        self.answers: dict[str, dict[str, Any]] = {}
+        self.bodies: list[dict[str, Any]] = []
         self._closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -44,11 +49,13 @@ class OtherHive:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                hive.bodies += [json.loads(sent)] if sent else []
                 hive.heard.append((time.monotonic(), f"{self.command} {self.path}"))
                 if hive.manner == "never":
                     hive._closing.wait(60)
                     return
-                body = GARBAGE if hive.manner == "garbage" else json.dumps(hive.health()).encode()
+                body = GARBAGE if hive.manner == "garbage" else json.dumps(hive.answer(self.path)).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
@@ -61,6 +68,10 @@ class OtherHive:
                 """Say nothing."""
 
         return Handler
+
+    def answer(self, path: str) -> dict[str, Any]:
+        """What it answers at a path: its health where nothing else is set."""
+        return self.answers.get(path) or self.health()
 
     def health(self) -> dict[str, Any]:
         return {"status": "healthy", "version": self.version, "api_version": "v1", "hive_id": self.hive_id}
@@ -99,7 +110,7 @@ class OtherHive:
             "interval_s": interval_s,
             "sent_unix": time.time(),
             "api_url": self.url,
-            "machine": MACHINE,
+            "machine": self.machine,
             "workers": list(workers),
         }
         answer = self.queen.post(f"/v2/hives/{self.hive_id}/heartbeat", body)
