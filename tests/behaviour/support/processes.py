@@ -15,6 +15,13 @@ START_LIMIT_S = 60.0
 STOP_LIMIT_S = 40.0
 
 
+def children_of(pid: int) -> set[int]:
+    """The processes that a process has started and that have not ended."""
+    return {
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    }
+
+
 class DaemonProcess:
     """One running daemon. Its environment holds nothing of the test's own but what it needs."""
 

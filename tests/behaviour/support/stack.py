@@ -173,6 +173,12 @@ class Stack(QueenList):
         self.start_queen()
         self.start_hive()
 
+    @property
+    def hive_pid(self) -> int:
+        """The process of the hive, which is running."""
+        assert self.hive is not None
+        return self.hive.pid
+
     def spawn(self, worker: str, **fields: object) -> None:
         """Ask the hive to start a worker whose definition exists, or is given by ``fields``."""
         answer = self.hive_admin.post("/v1/workers/spawn", {"worker_id": worker, **fields})
