@@ -116,6 +116,20 @@ def start(worker_id: str, node: str | None, wait: bool, as_json: bool) -> None:
 @json_option
 def stop(worker_id: str, node: str | None, wait: bool, as_json: bool) -> None:
     """Drain the worker WORKER_ID (30 s at most) and stop it."""
+    _stop(worker_id, node, wait, as_json)
+
+
+@command.command("shutdown")
+@click.option("--id", "worker_id", required=True, metavar="WORKER_ID", help="The worker to shut down.")
+@node_option
+@wait_option
+@json_option
+def shutdown(worker_id: str, node: str | None, wait: bool, as_json: bool) -> None:
+    """Drain a worker, unload its model and end its process: what `stop` does."""
+    _stop(worker_id, node, wait, as_json)
+
+
+def _stop(worker_id: str, node: str | None, wait: bool, as_json: bool) -> None:
     worker_id = names.worker_id(worker_id)
     _show_outcome(session.run(lifecycle.stop(session.queen(), worker_id, node, wait=wait)), as_json)
 
