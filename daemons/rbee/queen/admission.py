@@ -285,8 +285,6 @@ class Admission:
     # what changes
 
     def _on_change(self, change: Change) -> None:
-        if change.load_only:
-            return
         self.loads.watch(change)
         if not self._queues:
             return
@@ -429,8 +427,10 @@ class Admission:
         worker = lease.worker
         self.in_flight -= 1
         self._registry.give_back(worker, lease.want.work)
-        for model in [name for name in self._queues if name in worker.names()]:
-            self._pump(model)
+        if self._queues:
+            names = worker.names()
+            for model in [name for name in self._queues if name in names]:
+                self._pump(model)
 
 
 def _failed(model: str, queue: ModelQueue, step: Fail) -> RbeeError:

@@ -138,7 +138,7 @@ class Core:
         self.admission.use_starter(self._starter.start, lambda: self._starter.under_way)
         self.admission.use_declared(self.declared)
         self.admission.use_settling(lambda: self.settling)
-        self.registry.listen(self._publish)
+        self.registry.listen(self._publish, loads=True)
         self.metrics.watch(self.registry)
 
     async def start(self) -> None:

@@ -32,10 +32,16 @@ class Registry:
         self._pools: dict[str, Pool[Worker]] = {}
         self._weigh: Callable[[Key], float] = lambda key: 1.0
         self._listeners: list[Callable[[Change], None]] = []
+        self._load_listeners: list[Callable[[Change], None]] = []
 
-    def listen(self, listener: Callable[[Change], None]) -> None:
-        """Call ``listener`` for each change; it must neither wait nor raise."""
+    def listen(self, listener: Callable[[Change], None], *, loads: bool = False) -> None:
+        """Call ``listener`` for each change; it must neither wait nor raise.
+
+        ``loads``: also where a worker got its first request, or gave its last one back, and nothing else changed.
+        """
         self._listeners.append(listener)
+        if loads:
+            self._load_listeners.append(listener)
 
     def weigh(self, weigh: Callable[[Key], float]) -> None:
         """Give each worker the weight that ``weigh`` says, those to come as well."""
@@ -226,20 +232,25 @@ class Registry:
         worker.work += work
         worker.served += 1
         worker.turn += 1.0 / worker.weight
-        if worker.in_flight == 1:
-            self._tell(Change(worker, load_only=True))
-        else:
-            self._touch(worker)
+        self._load_changed(worker, told=worker.in_flight == 1)
 
     def give_back(self, worker: Worker, work: float = 1.0) -> None:
         """Count a request that ended."""
         worker.in_flight -= 1
         if worker.in_flight == 0:
             worker.work = 0.0
-            self._tell(Change(worker, load_only=True))
+            self._load_changed(worker, told=True)
         else:
             worker.work -= work
-            self._touch(worker)
+            self._load_changed(worker, told=False)
+
+    def _load_changed(self, worker: Worker, *, told: bool) -> None:
+        for pool in worker.pools:
+            pool.load_changed(worker)
+        if told and self._workers.get(worker.key) is worker:
+            change = Change(worker)
+            for listener in self._load_listeners:
+                listener(change)
 
     def doubt(self, worker: Worker, reason: str, now: float) -> bool:
         """Route nothing to the worker until its breaker lets a request try it; True when the breaker opened by this."""
@@ -353,13 +364,15 @@ class Registry:
         worker.hive.workers.pop(worker.key, None)
         worker.hive.picture = None
         self._unindex(worker.names(), worker.key)
+        worker.pools = ()
         self._tell(Change(worker, removed=True))
 
     def _index(self, before: Iterable[str], worker: Worker) -> None:
         names = worker.names()
         self._unindex(set(before) - names, worker.key)
-        for name in names:
-            self._pools.setdefault(name, Pool()).put(worker)
+        worker.pools = tuple(self._pools.setdefault(name, Pool()) for name in names)
+        for pool in worker.pools:
+            pool.put(worker)
 
     def _unindex(self, names: Iterable[str], key: Key) -> None:
         for name in names:
@@ -370,8 +383,8 @@ class Registry:
                     del self._pools[name]
 
     def _touch(self, worker: Worker) -> None:
-        for name in worker.names():
-            self.pool(name).touch(worker)
+        for pool in worker.pools:
+            pool.touch(worker)
 
     def _tell_all_of(self, hive: Hive) -> None:
         for worker in list(hive.workers.values()):

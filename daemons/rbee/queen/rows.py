@@ -7,6 +7,7 @@ import msgspec
 
 from rbee.queen.breaker import Breaker, BreakerState
 from rbee.queen.lives import Lives, Verdict
+from rbee.queen.pool import Pool
 from rbee.queen.routing import Key
 from rbee.wire.messages import MachineFacts, WorkerReport, WorkerState
 
@@ -69,6 +70,7 @@ class Worker:
     ``suspect`` says why the queen doubts the report while its ``breaker`` is open (the connection broke).
     ``proven_until`` is how long (monotonic) a direct answer of the worker stands in for its silent hive. ``work`` is
     the estimated cost, in tokens, of its requests in flight; ``loading_since`` is when it was first heard to load.
+    ``pools`` are those of its names while the registry has it.
     """
 
     key: Key
@@ -85,6 +87,7 @@ class Worker:
     turn: float = 0.0
     ready_at: float | None = None
     loading_since: float | None = None
+    pools: tuple[Pool["Worker"], ...] = ()
 
     @property
     def state(self) -> WorkerState:
@@ -128,11 +131,10 @@ class Worker:
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A worker changed; ``removed`` when it is gone. ``load_only``: nothing but its count of requests changed."""
+    """A worker changed; ``removed`` when it is gone."""
 
     worker: Worker
     removed: bool = False
-    load_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

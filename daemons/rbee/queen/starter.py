@@ -57,8 +57,6 @@ class Starter:
             self._under_way.pop(key, None)
 
     def _on_change(self, change: Change) -> None:
-        if change.load_only:
-            return
         start = self._under_way.get(change.worker.key)
         if start is not None and (change.removed or start.is_news(change.worker.report)):
             start.reported.set()

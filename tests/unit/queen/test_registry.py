@@ -176,6 +176,24 @@ def test_changes_are_told_and_an_unchanged_picture_tells_nothing() -> None:
     assert all(change.removed for change in told[3:])
 
 
+def test_load_is_told_to_those_alone_who_asked_for_it() -> None:
+    registry = Registry(SilenceLimits())
+    registry.apply(report(revision=1), 0.0)
+    row = registry.worker(Key("bee", "w"))
+    assert row is not None
+    told: list[Change] = []
+    loads: list[Change] = []
+    registry.listen(told.append)
+    registry.listen(loads.append, loads=True)
+    registry.take(row)
+    registry.take(row)
+    registry.give_back(row)
+    registry.give_back(row)
+    assert (len(told), len(loads)) == (0, 2), "the first request and the last one"
+    registry.hold(row.key, held=True)
+    assert (len(told), len(loads)) == (1, 3)
+
+
 def test_a_request_that_outlives_its_workers_row_is_no_news_of_the_worker() -> None:
     registry = Registry(SilenceLimits())
     registry.apply(report(revision=1), 0.0)
