@@ -26,8 +26,8 @@ class OtherHive:
     """``manner`` is how it answers: ``well``, ``garbage``, or ``never``; a context manager.
 
     ``queen`` is the queen's address with the token of hives; ``heard`` are the requests that came, with their times,
-    ``bodies`` what came with them. ``machine`` are the facts that its heartbeats tell, ``answers`` further bodies that it
-    answers, by path.
+    ``bodies`` what came with them. ``machine`` are the facts that its heartbeats tell, ``answers`` further bodies that
+    it answers, by path.
     """
 
     def __init__(self, queen: Http, hive_id: str = "other") -> None:

@@ -111,7 +111,7 @@ class DeclaredModels:
             del self._under_way[model]
 
     def _on_change(self, change: Change) -> None:
-        if self._under_way and not change.load_only and change.worker.report.state is not WorkerState.STOPPED:
+        if self._under_way and change.worker.report.state is not WorkerState.STOPPED:
             placing = self._under_way.get(change.worker.report.model or "")
             if placing is not None and change.worker.key.worker_id == placing.worker_id:
                 placing.reported.set()
