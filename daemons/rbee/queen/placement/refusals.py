@@ -10,6 +10,7 @@ from rbee.wire.errors import (
     RbeeError,
     VramExhausted,
 )
+from rbee.wire.model_reference import model_name_of
 
 _MB = 1 << 20
 _OF_THE_REQUEST = (Obstacle.BACKEND, Obstacle.DEVICE)
@@ -58,13 +59,19 @@ def _amounts(option: Option) -> str:
 
 
 def _details(decision: Decision, close: tuple[Option, ...] | list[Option]) -> dict[str, object]:
-    details: dict[str, object] = {"model_ref": decision.model_ref, "nodes": [_told(one) for one in decision.options]}
+    shown = _shown(decision.model_ref)
+    details: dict[str, object] = {"model_ref": shown, "nodes": [_told(one) for one in decision.options]}
     for obstacle, name in ((Obstacle.VRAM, "vram"), (Obstacle.RAM, "ram")):
         short = [option for option in close if option.obstacle is obstacle]
         if short:
             details[f"required_{name}_mb"] = _mb(decision.required_bytes or 0)
             details[f"available_{name}_mb"] = max(option.available_bytes for option in short) // _MB
     return details
+
+
+def _shown(model_ref: str) -> str:
+    """A reference as callers may see it: of a folder the name alone, for where it lies is its machine's business."""
+    return model_name_of(model_ref) if model_ref.startswith(("/", "file:")) else model_ref
 
 
 def _told(option: Option) -> dict[str, object]:
