@@ -400,7 +400,9 @@ class Admission:
         worker.ready_at = None
         self.in_flight += 1
         self._registry.take(worker, want.work)
-        return Lease(worker, worker.url, want, placement, self._give_back)
+        lease = Lease(worker, worker.url, want, placement, self._give_back)
+        worker.used_at = lease.taken_at
+        return lease
 
     def answered(self, lease: Lease) -> None:
         """The worker has begun to answer: nothing speaks against it, and its time counts as time of service."""

@@ -162,6 +162,12 @@ class DeclaredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     replicas: Replicas = Replicas()
 
 
+class PlacementSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``evict_idle_s``: a declared model's worker that had no request for so long may end where another needs room."""
+
+    evict_idle_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
+
+
 class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of queen.yaml.
 
@@ -181,6 +187,7 @@ class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aliases: dict[str, str] = {}
     clients: dict[str, ClientLimits] = {}
     models: dict[ModelName, DeclaredModel] = {}
+    placement: PlacementSettings = PlacementSettings()
     tokens: Tokens = Tokens()
     admin_users: list[Annotated[str, Meta(min_length=1, max_length=64)]] = []
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"

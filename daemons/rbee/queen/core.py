@@ -29,6 +29,7 @@ from rbee.queen.nodes.fleet import Fleet
 from rbee.queen.nodes.tokens import HIVE_API, WORKER_API, PresentedTokens
 from rbee.queen.placement.declared import DeclaredModels
 from rbee.queen.placement.placements import Placements
+from rbee.queen.placement.room import Room
 from rbee.queen.policy import Policy
 from rbee.queen.rates import RetryBudget
 from rbee.queen.registry import Registry
@@ -128,6 +129,9 @@ class Core:
         )
         self.declared = DeclaredModels(self.placements, self.registry, self.owner, self.admission.place_settled)
         self.declared.configure(config.models)
+        self._room = Room(self.registry, self.hives, self.metrics.placing, self.declared.evictable)
+        self._room.idle_s = config.placement.evict_idle_s
+        self.placements.use_room(self._room)
         self._starter = Starter(self.registry, self.hives, self.owner, self.admission.start_settled)
         self._fallback = Fallback(self.registry, self.to_workers, self.worker_token, self.owner, self.metrics)
         self._expected: set[str] = set()
@@ -203,6 +207,7 @@ class Core:
         self.dispatcher.budget.configure(config.routing.retry_share, config.routing.retry_reserve)
         self.aliases.configure(config.aliases)
         self.declared.configure(config.models)
+        self._room.idle_s = config.placement.evict_idle_s
 
     @property
     def settling(self) -> bool:

@@ -84,6 +84,9 @@ class PlacingMetrics:
             registry=registry,
         )
         self.worker_placements.labels("placed")
+        self.evictions = Counter(
+            "queen_rbee_evictions_total", "Idle workers that ended so that another one fits", registry=registry
+        )
         self._placed = {reason: placements.labels(reason.value) for reason in Reason}
 
     def _make_failures(self, registry: CollectorRegistry) -> None:

@@ -69,8 +69,9 @@ class Worker:
 
     ``suspect`` says why the queen doubts the report while its ``breaker`` is open (the connection broke).
     ``proven_until`` is how long (monotonic) a direct answer of the worker stands in for its silent hive. ``work`` is
-    the estimated cost, in tokens, of its requests in flight; ``loading_since`` is when it was first heard to load.
-    ``pools`` are those of its names while the registry has it.
+    the estimated cost, in tokens, of its requests in flight; ``loading_since`` is when it was first heard to load,
+    ``used_at`` when it was last given a request, 0 before the first (monotonic). ``pools`` are those of its names while
+    the registry has it.
     """
 
     key: Key
@@ -88,6 +89,7 @@ class Worker:
     ready_at: float | None = None
     loading_since: float | None = None
     pools: tuple[Pool["Worker"], ...] = ()
+    used_at: float = 0.0
 
     @property
     def state(self) -> WorkerState:

@@ -30,6 +30,11 @@ class Obstacle(enum.StrEnum):
     DISK = "disk"
 
 
+def memory_of(size_bytes: int) -> int:
+    """Bytes of memory that a worker of a model with files of ``size_bytes`` takes."""
+    return -(-size_bytes * 6 // 5)
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """What a worker asks for. ``size_bytes`` is that of the model's files, None where nobody knows it yet."""
@@ -43,7 +48,7 @@ class Need:
     @property
     def required_bytes(self) -> int | None:
         """Memory for weights, keys and values, and workspace: 1.2 times the files."""
-        return None if self.size_bytes is None else -(-self.size_bytes * 6 // 5)
+        return None if self.size_bytes is None else memory_of(self.size_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,16 @@ class DeclaredModels:
         if model in self._models:
             self._begin(model, 1, None)
 
+    def evictable(self) -> list[Worker]:
+        """Workers that may end so that another one fits: those of declared models, past what is kept of each."""
+        found = []
+        for model, declared in self._models.items():
+            workers = list(self._registry.serving(model))
+            for worker, replica in zip(workers, _replicas(model, declared, workers), strict=True):
+                if replica.number is not None and replica.number > declared.replicas.min:
+                    found.append(worker)
+        return found
+
     def sweep(self, now: float, waiting: Callable[[str], int]) -> None:
         """Start what is missing of each model's replicas; called once a second, ``now`` being monotonic seconds.
 

@@ -1,5 +1,6 @@
 """Places workers: facts are gathered, decided upon, and what was promised is remembered until its worker has it."""
 
+import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -11,6 +12,7 @@ import msgspec
 from rbee.queen.hive_client import HiveClient, JsonObject
 from rbee.queen.placement.decision import Decision, Need, Option, decide
 from rbee.queen.placement.refusals import refusal
+from rbee.queen.placement.room import Room
 from rbee.queen.placement.survey import survey
 from rbee.queen.placing_metrics import PlacingMetrics
 from rbee.queen.registry import Registry
@@ -40,8 +42,14 @@ class Placements:
         self._registry = registry
         self._hives = hives
         self._metrics = metrics
+        self._room: Room | None = None
+        self._making_room = asyncio.Lock()
         self._promises: dict[Key, _Promise] = {}
         self._told: OrderedDict[Key, Decision] = OrderedDict()
+
+    def use_room(self, room: Room) -> None:
+        """What ends idle workers where nothing else helps."""
+        self._room = room
 
     async def spawn(self, need: Need, request: SpawnRequest) -> tuple[Hive, JsonObject]:
         """Place the worker of a request and ask that hive to start it; returns the hive and its answer.
@@ -64,13 +72,14 @@ class Placements:
         """
         try:
             hives = self._candidates(node)
-            found = await survey(self._hives, hives, need, self._promised)
-            nodes = found.nodes
-            if parse(need.model_ref).provider is Provider.LOCAL and len(nodes) > 1:
-                nodes = [one for one in nodes if one.has_model]
-                if not nodes:
-                    raise _whose_folder(hives)
-            decision = decide(found.need, nodes)
+            decision, _ = await self._decide(need, hives)
+            if decision.chosen is None and self._room is not None:
+                async with self._making_room:  # another one may have made room, or taken it, meanwhile
+                    decision, sizes = await self._decide(need, hives)
+                    if decision.chosen is None and await self._room.make(decision, sizes):
+                        decision, _ = await self._decide(need, hives)
+                    if decision.chosen is not None:
+                        return self._promise(decision, decision.chosen, worker_id, hives), decision.chosen
             if decision.chosen is None:
                 raise refusal(decision)
         except RbeeError as error:
@@ -78,6 +87,16 @@ class Placements:
             log(LOGGER, logging.WARNING, "a worker fits nowhere", worker=worker_id, code=error.code, why=error.message)
             raise
         return self._promise(decision, decision.chosen, worker_id, hives), decision.chosen
+
+    async def _decide(self, need: Need, hives: Sequence[Hive]) -> tuple[Decision, dict[str, int]]:
+        """The decision of this moment, and bytes of models by their reference; a promise of it is made at once."""
+        found = await survey(self._hives, hives, need, self._promised)
+        nodes = found.nodes
+        if parse(need.model_ref).provider is Provider.LOCAL and len(nodes) > 1:
+            nodes = [one for one in nodes if one.has_model]
+            if not nodes:
+                raise _whose_folder(hives)
+        return decide(found.need, nodes), found.sizes
 
     def _promise(self, decision: Decision, chosen: Option, worker_id: str, hives: Sequence[Hive]) -> Hive:
         key = Key(chosen.node, worker_id)

@@ -14,7 +14,7 @@ _ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
 class Replica:
     """One worker of the model. ``number`` counts from 1, None where it is not of the declaration.
 
-    ``may_start``: it has ended, and a start may help. ``by_person``: a person stopped it.
+    ``may_start``: it has ended, and a start may help. ``by_person``: it was told to stop.
     """
 
     number: int | None
@@ -28,6 +28,10 @@ class Replica:
         """Whether it serves, or is about to; a silent node is given the time until its workers are dropped."""
         return self.state not in _ENDED
 
+    def stays_stopped(self, least: int) -> bool:
+        """Whether a person stopped it, it being one of the ``least`` that are kept otherwise."""
+        return self.by_person and self.number is not None and self.number <= least
+
 
 @dataclass(frozen=True, slots=True)
 class Further:
@@ -40,19 +44,19 @@ class Further:
 def further(least: int, most: int, replicas: Sequence[Replica], *, crowded: bool) -> Further | None:
     """The replica to start next so that ``least`` are up, and one more while requests wait, up to ``most``.
 
-    One that a person stopped stays stopped and counts as being there. While one loads no further one is started for
-    requests that wait: it may be what they need.
+    Of those that are kept, one that a person stopped stays stopped and counts as being there. While one loads no
+    further one is started for requests that wait: it may be what they need.
     """
     up = [replica for replica in replicas if replica.up]
     loads = any(replica.state is WorkerState.LOADING for replica in up)
     wanted = min(most, max(least, len(up) + 1)) if crowded and not loads else least
-    if len(up) + sum(replica.by_person for replica in replicas) >= wanted:
+    if len(up) + sum(replica.stays_stopped(least) for replica in replicas) >= wanted:
         return None
     for number in range(1, most + 1):
         there = [replica for replica in replicas if replica.number == number]
         if not there:
             return Further(number, None)
-        ended = next((replica for replica in there if replica.may_start and not replica.by_person), None)
+        ended = next((replica for replica in there if replica.may_start and not replica.stays_stopped(least)), None)
         if ended is not None and not any(replica.up for replica in there):
             return Further(number, ended.hive_id)
     return None

@@ -1,4 +1,4 @@
-"""The facts that placement rests on: heartbeats tell memory and GPUs, hives are asked for models and backends.
+"""The facts that placement rests on: hives are asked for memory, GPUs, models and backends of this moment.
 
 Hives are asked only when something is to be placed: a heartbeat every few seconds stays small for it.
 """
@@ -34,10 +34,18 @@ class _Capabilities(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What was found: the need with the size of the model where a hive knows it, and the nodes."""
+    """What was found: the need with the size of the model where a hive knows it, the nodes, bytes by reference."""
 
     need: Need
     nodes: list[Node]
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    models: list[ModelRow] | None
+    machine: MachineFacts
+    backends: frozenset[Backend]
 
 
 Promised = Mapping[str, list[Option]]
@@ -48,23 +56,17 @@ async def survey(client: HiveClient, hives: Sequence[Hive], need: Need, promised
     """Ask ``hives`` what they have; ``promised`` is read when all have answered, for others are placed meanwhile."""
     gate = asyncio.Semaphore(ASKED_AT_ONCE)
 
-    async def ask(hive: Hive) -> tuple[list[ModelRow] | None, frozenset[Backend]]:
+    async def ask(hive: Hive) -> _Answers:
         async with gate:
-            return await _models(client, hive), await _backends(client, hive, need)
+            models, machine = await asyncio.gather(_models(client, hive), _machine(client, hive))
+            return _Answers(models, machine, await _backends(client, hive, machine, need))
 
     answers = await asyncio.gather(*(ask(hive) for hive in hives))
-    found = [_of_model(rows, need.model_ref) for rows, _ in answers]
-    size = next((row.size_bytes for row in found if row is not None and row.size_bytes), need.size_bytes)
+    sizes = {row.reference: row.size_bytes for answer in answers for row in answer.models or () if row.size_bytes}
     owed = promised()
-    nodes = [
-        _node(hive, need, backends, owed.get(hive.hive_id, []), row is not None, answers=rows is not None)
-        for hive, row, (rows, backends) in zip(hives, found, answers, strict=True)
-    ]
-    return Survey(dataclasses.replace(need, size_bytes=size), nodes)
-
-
-def _of_model(rows: list[ModelRow] | None, model_ref: str) -> ModelRow | None:
-    return next((row for row in rows or () if row.reference == model_ref), None)
+    known = dataclasses.replace(need, size_bytes=sizes.get(need.model_ref, need.size_bytes))
+    nodes = [_node(hive, need, answer, owed.get(hive.hive_id, [])) for hive, answer in zip(hives, answers, strict=True)]
+    return Survey(known, nodes, sizes)
 
 
 async def _models(client: HiveClient, hive: Hive) -> list[ModelRow] | None:
@@ -76,13 +78,22 @@ async def _models(client: HiveClient, hive: Hive) -> list[ModelRow] | None:
         return None
 
 
-async def _backends(client: HiveClient, hive: Hive, need: Need) -> frozenset[Backend]:
+async def _machine(client: HiveClient, hive: Hive) -> MachineFacts:
+    """The machine now, or as its last heartbeat told it where it does not say."""
+    try:
+        answer = await client.call(hive, "GET", "/v1/resources", waits=(0.0,), limit_s=ASK_LIMIT_S)
+        return msgspec.convert(answer, MachineFacts)
+    except (RbeeError, msgspec.ValidationError):
+        return hive.machine or _NO_MACHINE
+
+
+async def _backends(client: HiveClient, hive: Hive, machine: MachineFacts, need: Need) -> frozenset[Backend]:
     """Backends that start on a hive's machine; the CPU's does wherever a worker is installed.
 
     One that shows GPUs and does not say in time which backends start is believed to have CUDA: its worker refuses to
     start otherwise, and says why.
     """
-    if need.backend is Backend.CPU or hive.machine is None or not hive.machine.gpus:
+    if need.backend is Backend.CPU or not machine.gpus:
         return frozenset({Backend.CPU})
     try:
         answer = await client.call(hive, "GET", "/v1/capabilities", waits=(0.0,), limit_s=PROBE_LIMIT_S)
@@ -92,21 +103,19 @@ async def _backends(client: HiveClient, hive: Hive, need: Need) -> frozenset[Bac
     return frozenset(backend for backend in Backend if backend.value in named)
 
 
-def _node(
-    hive: Hive, need: Need, backends: frozenset[Backend], promised: list[Option], has_model: bool, *, answers: bool
-) -> Node:
-    machine = hive.machine or _NO_MACHINE
+def _node(hive: Hive, need: Need, answers: _Answers, promised: list[Option]) -> Node:
+    machine = answers.machine
     up = [worker.report for worker in hive.workers.values() if worker.state not in _ENDED]
     return Node(
         name=hive.hive_id,
         ram_free_bytes=machine.ram_available_bytes - _owed(promised, None),
         disk_free_bytes=machine.disk_available_bytes,
         devices=tuple(_device(gpu, promised) for gpu in machine.gpus),
-        backends=backends,
-        has_model=has_model,
+        backends=answers.backends,
+        has_model=any(row.reference == need.model_ref for row in answers.models or ()),
         workers=len(up),
         replicas=sum(report.model_ref == need.model_ref for report in up),
-        answers=answers,
+        answers=answers.models is not None,
     )
 
 

@@ -1,0 +1,93 @@
+"""Ends idle workers so that another one fits, and waits until each has ended."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from rbee.queen.hive_client import HiveClient
+from rbee.queen.placement.decision import Decision, memory_of
+from rbee.queen.placement.eviction import Idle, make_room
+from rbee.queen.placing_metrics import PlacingMetrics
+from rbee.queen.registry import Registry
+from rbee.queen.routing import Key
+from rbee.queen.rows import Change, Worker
+from rbee.wire.errors import RbeeError
+from rbee.wire.log import log
+from rbee.wire.messages import WorkerState
+from rbee.wire.worker_spec import Backend
+
+LOGGER = logging.getLogger(__name__)
+END_LIMIT_S = 60.0
+"""A worker drains for 27 s and is killed after 30 s."""
+_UNKNOWN_LOAD_S = 10.0
+_ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
+
+
+class Room:
+    """``evictable`` names the workers that may end at all, ``idle_s`` how long one must have been idle."""
+
+    def __init__(
+        self, registry: Registry, hives: HiveClient, metrics: PlacingMetrics, evictable: Callable[[], Iterable[Worker]]
+    ) -> None:
+        self.idle_s = 30.0
+        self._registry = registry
+        self._hives = hives
+        self._metrics = metrics
+        self._evictable = evictable
+        self._ending: dict[Key, asyncio.Event] = {}
+        registry.listen(self._on_change)
+
+    async def make(self, decision: Decision, sizes: Mapping[str, int]) -> bool:
+        """End what has to end so that the decision's worker fits; whether anything ended.
+
+        ``sizes`` are bytes of models by their reference: what nobody knows the size of frees nothing that is known.
+        """
+        plan = make_room(decision, self._idle(sizes))
+        if not plan:
+            return False
+        ended = await asyncio.gather(*(self._end(one, decision.model_ref) for one in plan))
+        return any(ended)
+
+    def _idle(self, sizes: Mapping[str, int]) -> list[Idle]:
+        now, unix = time.monotonic(), time.time()
+        idle = []
+        for worker in self._evictable():
+            report = worker.report
+            since = report.ready_unix or report.since_unix
+            idle_s = now - worker.used_at if worker.used_at else max(0.0, unix - since)
+            if worker.state is not WorkerState.IDLE or worker.in_flight or idle_s < self.idle_s:
+                continue
+            load_s = since - report.spawned_unix if report.spawned_unix else _UNKNOWN_LOAD_S
+            device = report.device if report.backend is Backend.CUDA else None
+            held = memory_of(sizes.get(report.model_ref or "", 0))
+            idle.append(Idle(worker.key.hive_id, worker.key.worker_id, device, held, idle_s, load_s))
+        return idle
+
+    async def _end(self, one: Idle, model_ref: str) -> bool:
+        key = Key(one.node, one.worker_id)
+        worker = self._registry.worker(key)
+        if worker is None or worker.in_flight:
+            return False
+        log(
+            LOGGER, logging.INFO, "an idle worker ends to make room", worker=str(key), idle_s=round(one.idle_s, 1),
+            load_s=round(one.load_s, 1), held_bytes=one.held_bytes, wanted_for=model_ref,
+        )  # fmt: skip
+        ended = self._ending.setdefault(key, asyncio.Event())
+        try:
+            await self._hives.stop(worker.hive, one.worker_id)
+            async with asyncio.timeout(END_LIMIT_S):
+                await ended.wait()
+        except (RbeeError, TimeoutError) as error:
+            log(LOGGER, logging.WARNING, "an idle worker did not end", worker=str(key), why=type(error).__name__)
+            return False
+        finally:
+            self._ending.pop(key, None)
+        self._metrics.evictions.inc()
+        return True
+
+    def _on_change(self, change: Change) -> None:
+        if self._ending and (change.removed or change.worker.report.state in _ENDED):
+            ended = self._ending.get(change.worker.key)
+            if ended is not None:
+                ended.set()
