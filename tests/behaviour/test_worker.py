@@ -1,12 +1,10 @@
 """A worker's life: on plain processes where that shows it, on a real systemd where units and the journal matter."""
 
-import json
 import os
 import pty
 import re
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -117,15 +115,7 @@ def person(stack: Stack, tmp_path: Path) -> Person:
 
 @given("a worker that was started by hand")
 def started_by_hand(stack: Stack, story: Story) -> None:
-    run_dir = stack.folder / "own"
-    config = stack.folder / "own-etc"
-    (config / "workers").mkdir(parents=True)
-    (config / "worker.yaml").write_text((stack.config_dir / "worker.yaml").read_text())
-    (config / "workers" / "byhand.yaml").write_text(yaml.safe_dump({"model": str(stack.models / MODEL)}))
-    argv = [sys.executable, "-m", "rbee.worker.main", "--id", "byhand", "--config-dir", str(config)]
-    story.process = DaemonProcess([*argv, "--run-dir", str(run_dir), "--state-dir", str(stack.state_dir)])
-    story.process.wait_ready()
-    story.text = json.loads((run_dir / "workers" / "byhand" / "worker.json").read_text())["url"]
+    story.process, story.text = stack.start_outside("byhand", MODEL)
 
 
 def external(url: str, worker: str = "byhand") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Queen, hive and workers as real processes on this machine, without systemd: the hive supervises its children."""
 
+import json
 import secrets
 import shutil
 import socket
@@ -167,6 +168,18 @@ class Stack(QueenList):
         if wait:
             self.hive.wait_ready()
         return self.hive
+
+    def start_outside(self, worker: str, model: str) -> tuple[DaemonProcess, str]:
+        """Start a worker by hand, outside the hive's supervisor; its process, which the caller ends, and its URL."""
+        run_dir, config_dir = self.folder / "own", self.folder / "own-etc"
+        (config_dir / "workers").mkdir(parents=True)
+        (config_dir / "worker.yaml").write_text(self.write_worker_defaults().read_text())
+        (config_dir / "workers" / f"{worker}.yaml").write_text(yaml.safe_dump({"model": str(self.models / model)}))
+        argv = [sys.executable, "-m", "rbee.worker.main", "--id", worker, "--config-dir", str(config_dir)]
+        process = DaemonProcess([*argv, "--run-dir", str(run_dir), "--state-dir", str(self.state_dir)])
+        process.wait_ready()
+        facts = json.loads((run_dir / "workers" / worker / "worker.json").read_text())
+        return process, str(facts["url"])
 
     def start(self) -> None:
         """Queen, then hive."""
