@@ -110,7 +110,7 @@ class Admission:
 
     def at_once(self, model: str) -> bool:
         """Whether a request for the model would get a worker without waiting."""
-        return model not in self._queues and self._registry.pool(model).least() is not None
+        return model not in self._queues and self._registry.pool(model).any_free()
 
     def want(self, model: str, body: bytes, client: str, priority: Priority = Priority.INTERACTIVE) -> Want:
         """The wish of one request: what routing and sharing need of it is read from its bytes."""
@@ -119,7 +119,7 @@ class Admission:
 
     def take_now(self, want: Want) -> Lease | None:
         """A slot of a worker of the model where one is free, nobody waits for it, and the client may have it now."""
-        if want.model in self._queues or self._registry.pool(want.model).least(want.exclude) is None:
+        if want.model in self._queues or not self._registry.pool(want.model).any_free():
             return None
         now = time.monotonic()
         try:
@@ -338,7 +338,7 @@ class Admission:
         if queue is None:
             return
         pool, aside = self._registry.pool(model), []
-        while pool.least() is not None and (ticket := queue.waiters.pop()) is not None:
+        while pool.any_free() and (ticket := queue.waiters.pop()) is not None:
             waiter = ticket.item
             deadline = waiter.want.deadline
             if deadline is not None and deadline.remaining(time.time()) <= 0.0:
@@ -393,14 +393,16 @@ class Admission:
         if placed is None:
             return None
         worker, placement = placed
-        if worker.url is None:
+        url = worker.report.url
+        if url is None:
             return None
-        if worker.ready_at is not None and waited:
-            self._metrics.ready_to_first_request.observe(time.monotonic() - worker.ready_at)
-        worker.ready_at = None
+        if worker.ready_at is not None:
+            if waited:
+                self._metrics.ready_to_first_request.observe(time.monotonic() - worker.ready_at)
+            worker.ready_at = None
         self.in_flight += 1
         self._registry.take(worker, want.work)
-        lease = Lease(worker, worker.url, want, placement, self._give_back)
+        lease = Lease(worker, url, want, placement, self._give_back)
         worker.used_at = lease.taken_at
         return lease
 

@@ -64,7 +64,7 @@ class Clients:
         client = self._clients.get(name)
         if client is None:
             client = self._remember(name)
-        if not again:
+        if self._limits and not again:
             self._check(name, client, now)
         client.running += 1
 

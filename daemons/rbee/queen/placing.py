@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Collection
 
 from rbee.queen.affinity import Affinity, beginnings
 from rbee.queen.placing_metrics import PlacingMetrics
@@ -34,7 +35,7 @@ class Placer:
 
     def place(self, want: Want, began: float) -> tuple[Worker, Placement] | None:
         """A free worker for the request, which came at ``began`` (monotonic seconds), and why it is that one."""
-        timed = next(self._turns) % _TIMED_EVERY == 0
+        timed = not next(self._turns) % _TIMED_EVERY
         started = time.thread_time() if timed else 0.0
         pool = self._registry.pool(want.model)
         least = None if want.shun is None else pool.least({*want.exclude, want.shun})
@@ -42,14 +43,14 @@ class Placer:
         if least is None:
             return None
         affine = self._affine(want, least) if want.prefixes else None
-        chosen = affine or least
+        chosen = least if affine is None else affine
         reason = Reason.PREFIX if affine is not None else Reason.TRIAL if least.on_trial else Reason.LEAST_WORK
-        others = itertools.islice((worker for worker in pool.rows() if worker is not chosen), MOST_SEEN - 1)
-        seen = (Seen.of(chosen), *map(Seen.of, others))
+        workers = len(pool)
+        seen = (Seen.of(chosen),) if workers == 1 else _seen(chosen, pool.rows())
         if want.prefixes:
             self.affinity.remember(want.prefixes, (chosen.key, chosen.report.invocation_id))
         waited_ms = (time.monotonic() - began) * 1000
-        placement = Placement(chosen.key, reason, seen, len(pool), want.work, waited_ms, want.retries)
+        placement = Placement(chosen.key, reason, seen, workers, want.work, waited_ms, want.retries)
         if timed:
             self._metrics.route.observe(time.thread_time() - started)
         self._metrics.placed(reason)
@@ -67,3 +68,9 @@ class Placer:
                 return worker
         self._metrics.affinity.labels("overloaded" if known else "miss").inc()
         return None
+
+
+def _seen(chosen: Worker, rows: Collection[Worker]) -> tuple[Seen, ...]:
+    """The chosen one and some of the others, as they are now."""
+    others = itertools.islice((worker for worker in rows if worker is not chosen), MOST_SEEN - 1)
+    return (Seen.of(chosen), *map(Seen.of, others))

@@ -94,6 +94,15 @@ class Pool(Generic[C]):
         self._heap = list(current.values())
         heapq.heapify(self._heap)
 
+    def any_free(self) -> bool:
+        """Whether some candidate is free."""
+        if len(self._rows) > _FEW and self._current is not None:
+            return bool(self._current)
+        for room, worker in self._open.values():  # noqa: SIM110 - any() of a generator costs twice as much
+            if worker.in_flight < room:
+                return True
+        return False
+
     def least(self, exclude: Collection[Key] = ()) -> C | None:
         """The free candidate with the least load that is not in ``exclude``, or None."""
         if len(self._rows) > _FEW and self._current is not None:

@@ -46,6 +46,8 @@ class Lease:
     ``answered`` is set once the worker has begun to answer: its time then counts as time of service.
     """
 
+    __slots__ = ("_held", "_release", "answered", "placement", "taken_at", "url", "want", "worker")
+
     def __init__(
         self, worker: Worker, url: str, want: Want, placement: Placement, release: Callable[["Lease"], None]
     ) -> None:
