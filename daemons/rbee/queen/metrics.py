@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 from rbee.queen.breaker import BreakerState
 from rbee.queen.placing_metrics import PlacingMetrics
 from rbee.queen.registry import Registry
+from rbee.wire.http.counts import Counts
 from rbee.wire.http.durations import Durations
 from rbee.wire.http.metrics import DURATION_BUCKETS, HOP_BUCKETS, HttpMetrics
 from rbee.wire.messages import WorkerState
@@ -44,7 +45,7 @@ class QueenMetrics:
             buckets=DURATION_BUCKETS,
             registry=registry,
         )
-        self.requests = Counter("queen_rbee_requests_total", "Inference requests", registry=registry)
+        self.requests = Counts("queen_rbee_requests_total", "Inference requests", registry=registry)
         self.errors = Counter(
             "queen_rbee_errors_total", "Inference requests that ended with an error, by code", ("code",),
             registry=registry,

@@ -61,7 +61,7 @@ def accounted(metrics: QueenMetrics, recent: Recent, route: str, trail: Trail | 
     trail.correlation_id = context.correlation_id.get()
     account = Account(trail)
     began = time.perf_counter()
-    metrics.requests.inc()
+    metrics.requests.labels().inc()
     recent.keep(account.trail)
     try:
         yield account

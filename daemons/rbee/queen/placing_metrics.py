@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from rbee.queen.fair import FairQueue, Priority
 from rbee.queen.routing import Reason
 from rbee.queen.waiting import Waiter
+from rbee.wire.http.counts import Counts
 from rbee.wire.http.durations import Durations
 from rbee.wire.http.metrics import DURATION_BUCKETS, HOP_BUCKETS
 
@@ -67,7 +68,7 @@ class PlacingMetrics:
             buckets=ROUTE_BUCKETS,
             registry=registry,
         )
-        placements = Counter(
+        placements = Counts(
             "queen_rbee_placements_total", "Requests given to a worker, by why it was that one", ("reason",),
             registry=registry,
         )  # fmt: skip

@@ -14,13 +14,14 @@ import msgspec
 import pytest
 from aiohttp import web
 from multidict import CIMultiDictProxy
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from rbee.host.sockets import bind_tcp, bind_unix
 from rbee.wire.auth import Role, Secret, TokenVerifier
 from rbee.wire.errors import AllSlotsBusy, ConnectionTimeout, InvalidRequest, ProtocolError, Unavailable
 from rbee.wire.http import server
 from rbee.wire.http.client import RemoteError, client_session, decode_answer, fetch_json
+from rbee.wire.http.counts import Counts
 from rbee.wire.http.durations import Durations
 from rbee.wire.http.metrics import HttpMetrics, exposition
 from rbee.wire.http.middleware import IDENTITY, allow, open_route
@@ -323,6 +324,23 @@ async def test_metrics_count_each_request_once_in_both_formats(service: Service)
         assert 'test_http_errors_total{code="ALL_SLOTS_BUSY"} 3.0' in text
         response = await session.get(service.url + "/metrics", headers={"Accept": "application/openmetrics-text"})
         assert (await response.text()).endswith("# EOF\n")
+
+
+def test_counts_look_like_prometheus_own_counter() -> None:
+    texts = []
+    for kind in (Counts, Counter):
+        registry = CollectorRegistry()
+        family = kind("things_total", "What was seen", ("route",), registry=registry)
+        kind("bare_total", "Without labels", registry=registry)
+        for route in ("/a", "/b", "/a"):
+            family.labels(route).inc()
+        for content in ("text/plain", "application/openmetrics-text"):
+            lines = exposition(registry, content)[0].decode().splitlines()
+            texts.append([line.rpartition(" ")[0] if "_created" in line else line for line in lines])
+    assert texts[:2] == texts[2:]
+    assert 'things_total{route="/a"} 2.0' in texts[0]
+    with pytest.raises(ValueError, match="route"):
+        Counts("s_total", "S", ("route",), registry=CollectorRegistry()).labels()
 
 
 def test_durations_look_like_prometheus_own_histogram() -> None:

@@ -7,6 +7,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from rbee.wire import context
 from rbee.wire.auth import redacted
+from rbee.wire.http.counts import Counts
 from rbee.wire.http.durations import Durations
 
 OPENMETRICS_MEDIA = "application/openmetrics-text"
@@ -23,7 +24,7 @@ class HttpMetrics:
 
     def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
         self.registry = registry
-        self.requests = Counter(
+        self.requests = Counts(
             f"{prefix}_http_requests_total",
             "HTTP requests answered",
             ("route", "method", "status"),
