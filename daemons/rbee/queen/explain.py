@@ -157,7 +157,7 @@ class Trail:
         self.chosen = placement.chosen
         self.worker = str(placement.chosen)
         self.tries += 1
-        self._add(now, What.PLACED, self.worker, placement.reason.value, candidates=placement.considered)
+        self._add(now, What.PLACED, self.worker, placement.reason, candidates=placement.considered)
 
     def answers(self, status: int) -> None:
         """The first byte of the worker's answer is here."""

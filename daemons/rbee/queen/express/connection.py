@@ -7,7 +7,7 @@ from aiohttp.abc import AbstractAccessLogger
 
 from rbee.queen.explain import Trail
 from rbee.queen.express.exchange import Exchange
-from rbee.queen.express.heads import END, MOST_HEAD, RequestHead, read_request
+from rbee.queen.express.heads import MOST_HEAD, RequestHead, read_request
 from rbee.queen.express.lane import Lane
 from rbee.wire.http import server
 from rbee.wire.http.server import KEEPALIVE_S
@@ -84,7 +84,7 @@ class ExpressConnection(web.RequestHandler):
     def _begin(self, data: bytes) -> None:
         """A request begins here."""
         head = read_request(data) if self._idle() else None
-        if head is None or head.chunked or (END not in data and len(data) > MOST_HEAD):
+        if head is None or head.chunked:
             self._give_up(data)
             return
         self._left = head.size + (head.length or 0)

@@ -139,9 +139,14 @@ def _size(line: bytes) -> int:
     return int(digits, 16)
 
 
+def bodiless(head: AnswerHead) -> bool:
+    """Whether an answer of that status has no body, whatever its head says."""
+    return head.status in _NO_BODY
+
+
 def body_of(head: AnswerHead) -> Body:
     """The framing that a head announces."""
-    if head.status in _NO_BODY:
+    if bodiless(head):
         return Sized(0)
     if head.chunked:
         return Chunked()

@@ -1,7 +1,7 @@
 """Which requests go straight from client to worker, and what each is owed: a caller, a slot, a count, a trail."""
 
 import email.utils
-import hashlib
+import functools
 import re
 import time
 import uuid
@@ -10,7 +10,6 @@ from http import HTTPStatus
 from urllib.parse import quote
 
 import msgspec
-from prometheus_client import Counter
 
 from rbee.queen.asks import Head as Fields
 from rbee.queen.core import Core
@@ -25,6 +24,7 @@ from rbee.wire import correlation_ids
 from rbee.wire.auth import ANONYMOUS, Identity, Role, TokenVerifier
 from rbee.wire.deadline import DEADLINE_HEADER
 from rbee.wire.errors import ErrorBody, RbeeError
+from rbee.wire.http.counts import Count
 from rbee.wire.http.durations import Series
 from rbee.wire.http.middleware import record_authenticated
 from rbee.wire.names import MODEL_NAME
@@ -34,7 +34,6 @@ _OPENAI = {route.encode(): route for route in OPENAI_ROUTES}
 _INFER = re.compile(rb"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,127})/infer")
 _INFER_ROUTE = "/v2/models/{model}/infer"
 _MOST_KNOWN = 1024
-_DIGEST_BYTES = 32
 _EXAMPLE_EVERY_S = 0.01
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _decode = msgspec.json.Decoder(Fields).decode
@@ -85,7 +84,8 @@ class Lane:
     def _identity(self, authorization: bytes | None) -> Identity | None:
         """Who calls, where that may be told and the caller may ask; anybody else is answered by the handlers.
 
-        A header that was found good is remembered until the tokens change, by a digest: no token is kept.
+        A header that was found good is remembered until the tokens change; it is one of a client whose token this
+        process holds anyway. One that is not known is held against each token in constant time.
         """
         verifier = self._verifier
         if verifier.empty:
@@ -94,15 +94,16 @@ class Lane:
             return None
         if self._tokens is not verifier.tokens or len(self._known) >= _MOST_KNOWN:
             self._tokens, self._known = verifier.tokens, {}
-        digest = hashlib.blake2b(authorization, digest_size=_DIGEST_BYTES).digest()
-        identity = self._known.get(digest)
+        identity = self._known.get(authorization)
         if identity is None:
             try:
                 identity = verifier.verify(authorization.decode())
             except RbeeError:
                 return None
-            self._known[digest] = identity
-        return identity if identity.may(_CLIENTS) else None
+            if not identity.may(_CLIENTS):
+                return None
+            self._known[authorization] = identity
+        return identity
 
     def _request(self, head: RequestHead, body: bytes, lease: Lease, trail: Trail, answer_s: float | None) -> bytes:
         """The request as the worker gets it."""
@@ -115,13 +116,15 @@ class Lane:
         else:
             path = f"/v2/models/{quote(name or trail.asked, safe='')}/infer".encode()
         token = self._core.worker_token(worker.key.hive_id)
-        own = f"X-Correlation-Id: {trail.correlation_id}\r\nX-Rbee-Caller: {trail.caller}\r\n"
+        own = (
+            f"Host: {_host(lease.url)}\r\nX-Correlation-Id: {trail.correlation_id}\r\nX-Rbee-Caller: {trail.caller}\r\n"
+        )
         if token is not None:
             own += f"Authorization: Bearer {token.reveal()}\r\n"
         if answer_s is not None:
             own += f"{DEADLINE_HEADER}: {int((time.time() + answer_s) * 1000)}\r\n"
-        return b"POST %b HTTP/1.1\r\nHost: %b\r\n%b%bContent-Length: %d\r\n\r\n%b" % (
-            path, lease.url.partition("://")[2].encode(), head.passed_on, own.encode(), len(body), body,
+        return b"POST %b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n%b" % (
+            path, own.encode(), head.passed_on, len(body), body,
         )  # fmt: skip
 
     # what an exchange uses
@@ -174,8 +177,8 @@ class Lane:
 class _Children:
     """What one kind of request counts in."""
 
-    requests: Counter
-    http_requests: Counter
+    requests: Count
+    http_requests: Count
     duration: Series
     http_duration: Series
 
@@ -213,12 +216,17 @@ class _Counts:
         route, status, outcome = key
         metrics = self._metrics
         children = self._of[key] = _Children(
-            metrics.requests,
+            metrics.requests.labels(),
             metrics.http.requests.labels(route, "POST", str(status)),
             metrics.request_duration.labels(route, outcome),
             metrics.http.duration.labels(route),
         )
         return children
+
+
+@functools.lru_cache(maxsize=4096)
+def _host(url: str) -> str:
+    return url.partition("://")[2]
 
 
 def _asked(target: bytes, body: bytes) -> tuple[str, str | None, bool]:

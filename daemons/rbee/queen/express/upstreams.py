@@ -7,7 +7,7 @@ from collections import deque
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
-from rbee.queen.express.framing import BadFraming, Body, body_of
+from rbee.queen.express.framing import BadFraming, Body, bodiless, body_of
 from rbee.queen.express.heads import END, MOST_HEAD, AnswerHead, read_answer
 
 IDLE_LIMIT_S = 60.0
@@ -90,10 +90,14 @@ class WorkerConnection(asyncio.Protocol):
                 self.abort()
                 return
             self._head = b""
-            body = self._body = body_of(head)
             self._keep = head.keeps_alive
             listener.answer_begins(head)
             data = data[head.size :]
+            if data and len(data) == head.length and not bodiless(head):  # the most usual answer: whole in one piece
+                self._finish()
+                listener.whole(data)
+                return
+            body = self._body = body_of(head)
         try:
             payload = body.feed(data) if data else b""
         except BadFraming:
@@ -208,7 +212,9 @@ class Upstreams:
 
     def keep(self, connection: WorkerConnection) -> None:
         """Keep a connection whose answer is whole for the next request."""
-        idle = self._idle.setdefault(connection.url, deque())
+        idle = self._idle.get(connection.url)
+        if idle is None:
+            idle = self._idle[connection.url] = deque()
         if self._closed or len(idle) >= MOST_IDLE:
             connection.abort()
             return
