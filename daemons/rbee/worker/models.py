@@ -10,8 +10,9 @@ from rbee.wire.worker_spec import Backend, Task, WorkerSpec
 from rbee.worker.definition import Definition
 from rbee.worker.engine.folder import ModelFolder
 from rbee.worker.engine.recognise import ModelFacts
+from rbee.worker.engine.runner import Runner
 from rbee.worker.engine.runtime import available_memory
-from rbee.worker.engine.sessions import DeviceSpec, Runner, Session, create_session
+from rbee.worker.engine.sessions import DeviceSpec, Session, create_session
 from rbee.worker.engine.tensor import TensorModel
 from rbee.worker.engine.token_batches import Budget, budget_for
 

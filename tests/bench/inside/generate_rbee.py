@@ -23,8 +23,9 @@ from rbee.worker.engine.folder import read_folder
 from rbee.worker.engine.generate import BatchGenerator
 from rbee.worker.engine.generation import GenerateRequest, Piece
 from rbee.worker.engine.recognise import recognise
+from rbee.worker.engine.runner import Runner
 from rbee.worker.engine.sampling import SamplingParams
-from rbee.worker.engine.sessions import Array, Binding, DeviceSpec, Runner, create_session
+from rbee.worker.engine.sessions import Array, Binding, DeviceSpec, create_session
 from rbee.worker.engine.text_model import TextModel
 from rbee.worker.engine.tokenise import load_tokenizer
 

@@ -15,7 +15,8 @@ from rbee.wire.worker_spec import Backend
 from rbee.worker.engine.embed import Embedder, Pooling, PoolingRule, pool, pooling_rule
 from rbee.worker.engine.folder import read_folder
 from rbee.worker.engine.recognise import recognise
-from rbee.worker.engine.sessions import DeviceSpec, Runner, create_session
+from rbee.worker.engine.runner import Runner
+from rbee.worker.engine.sessions import DeviceSpec, create_session
 from rbee.worker.engine.token_batches import Budget
 from rbee.worker.engine.tokenise import LengthRule, TextReader, length_rule, load_tokenizer
 

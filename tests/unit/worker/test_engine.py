@@ -5,6 +5,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,7 +15,15 @@ import pytest
 from tests.unit.worker import graphs
 
 from rbee.host.machine import DRIVER_ADVICE
-from rbee.wire.errors import ConfigError, DeviceBroken, InferenceError, InternalError, InvalidRequest, RbeeError
+from rbee.wire.errors import (
+    ConfigError,
+    DeviceBroken,
+    Draining,
+    InferenceError,
+    InternalError,
+    InvalidRequest,
+    RbeeError,
+)
 from rbee.wire.worker_spec import Backend
 from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder
 from rbee.worker.engine.batch.growing import GrowingDecoder
@@ -25,11 +34,11 @@ from rbee.worker.engine.folder import read_folder
 from rbee.worker.engine.generate import BatchGenerator
 from rbee.worker.engine.generation import Finished, FinishReason, GenerateRequest, Piece
 from rbee.worker.engine.recognise import recognise
+from rbee.worker.engine.runner import Runner
 from rbee.worker.engine.runtime import thread_count
 from rbee.worker.engine.sampling import SamplingParams, default_sampling
 from rbee.worker.engine.sessions import (
     DeviceSpec,
-    Runner,
     create_session,
     cuda_options,
     run_failure,
@@ -40,6 +49,7 @@ from rbee.worker.engine.text_model import TextModel
 from rbee.worker.engine.tokenise import load_tokenizer
 
 CPU = DeviceSpec(Backend.CPU, threads=1)
+LIMIT_S = 20.0
 GREEDY = SamplingParams(temperature=0.0)
 
 
@@ -155,6 +165,43 @@ async def test_a_cancelled_step_ends_soon_and_its_age_is_known(tmp_path: Path, r
         await task
     assert time.monotonic() - started < 1
     assert runner.longest_step_s() == 0
+
+
+async def test_a_step_that_ends_as_its_task_is_cancelled_leaves_nothing_to_wait_for(runner: Runner) -> None:
+    task = asyncio.create_task(runner.step(lambda _: None))
+    await asyncio.sleep(0)
+    until = time.monotonic() + 0.1
+    while time.monotonic() < until:
+        pass  # the loop is held up: the step ends meanwhile, and its end and what comes next are seen in one turn
+    asyncio.get_running_loop().call_soon(task.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(LIMIT_S):
+            await task
+    assert runner.longest_step_s() == 0
+
+
+async def test_steps_beyond_the_threads_wait_and_a_panic_of_a_library_ends_no_thread(runner: Runner) -> None:
+    class Panic(BaseException):
+        """As the tokenizer's library raises it."""
+
+    def panics(_: object) -> None:
+        raise Panic
+
+    async with asyncio.timeout(LIMIT_S):
+        for _ in range(3):
+            with pytest.raises(Panic):
+                await runner.step(panics)
+        names = await asyncio.gather(*(runner.step(lambda _: threading.current_thread().name) for _ in range(9)))
+    assert len(names) == 9
+    assert len(set(names)) <= 2
+
+
+async def test_a_closed_runner_begins_no_step(runner: Runner) -> None:
+    await runner.step(lambda _: None)
+    runner.close()
+    with pytest.raises(Draining):
+        async with asyncio.timeout(LIMIT_S):
+            await runner.step(lambda _: None)
 
 
 async def test_the_loop_goes_on_while_a_model_runs(tmp_path: Path, runner: Runner) -> None:

@@ -16,7 +16,8 @@ from rbee.wire.worker_spec import Backend, Task
 from rbee.worker.engine.folder import read_folder
 from rbee.worker.engine.rank import Ranker, has_sigmoid
 from rbee.worker.engine.recognise import FolderFacts, recognise
-from rbee.worker.engine.sessions import DeviceSpec, Runner, create_session
+from rbee.worker.engine.runner import Runner
+from rbee.worker.engine.sessions import DeviceSpec, create_session
 from rbee.worker.engine.token_batches import Budget
 from rbee.worker.engine.tokenise import LengthRule, TextReader, load_tokenizer
 

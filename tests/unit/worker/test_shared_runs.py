@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from rbee.wire.errors import InferenceError
-from rbee.worker.engine.sessions import Runner, RunOptions
+from rbee.worker.engine.runner import Runner
+from rbee.worker.engine.sessions import RunOptions
 from rbee.worker.engine.shared_runs import TURN_ROWS, RunCounts, SharedRuns
 from rbee.worker.engine.token_batches import Pick
 

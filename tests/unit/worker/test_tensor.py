@@ -15,7 +15,8 @@ from rbee.wire.errors import ConfigError, InferenceError, InvalidRequest
 from rbee.wire.worker_spec import Backend
 from rbee.worker.engine.datatypes import DATATYPES, bfloat16_bits, bfloat16_values
 from rbee.worker.engine.folder import read_folder
-from rbee.worker.engine.sessions import DeviceSpec, Runner, create_session
+from rbee.worker.engine.runner import Runner
+from rbee.worker.engine.sessions import DeviceSpec, create_session
 from rbee.worker.engine.tensor import NamedTensor, TensorModel, TensorRequest
 from rbee.worker.engine.tensor_batches import TensorRow, joined, next_rows, parted
 from rbee.worker.engine.tensor_data import from_binary, from_json, to_binary, to_json

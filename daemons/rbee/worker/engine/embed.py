@@ -9,7 +9,8 @@ import numpy as np
 from rbee.wire.errors import ConfigError, InvalidRequest
 from rbee.worker.engine.encoder import Encoder, Floats, Mask
 from rbee.worker.engine.recognise import FolderFacts
-from rbee.worker.engine.sessions import Runner, Session
+from rbee.worker.engine.runner import Runner
+from rbee.worker.engine.sessions import Session
 from rbee.worker.engine.shared_runs import RunCounts
 from rbee.worker.engine.token_batches import Budget
 from rbee.worker.engine.tokenise import TextReader

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbee.wire.errors import ConfigError, InferenceError
-from rbee.worker.engine.sessions import Array, Runner, RunOptions, Session, run_session
+from rbee.worker.engine.runner import Runner
+from rbee.worker.engine.sessions import Array, RunOptions, Session, run_session
 from rbee.worker.engine.shared_runs import RunCounts, SharedRuns
 from rbee.worker.engine.token_batches import Budget, Pick, next_batch
 from rbee.worker.engine.tokenise import TokenRow

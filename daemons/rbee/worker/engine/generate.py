@@ -11,8 +11,8 @@ from rbee.worker.engine.batch.prefix import PrefixCounts
 from rbee.worker.engine.batch.row import ChoiceStream, Row
 from rbee.worker.engine.decoder import run_options
 from rbee.worker.engine.generation import Finished, GenerateRequest, Piece
+from rbee.worker.engine.runner import Runner
 from rbee.worker.engine.sampling import BatchSampler, SamplingParams
-from rbee.worker.engine.sessions import Runner
 from rbee.worker.engine.text_model import TextModel
 
 T = TypeVar("T")

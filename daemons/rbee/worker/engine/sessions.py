@@ -1,15 +1,12 @@
-"""Creates ONNX Runtime sessions on exactly the device that was asked for, and runs them outside the event loop."""
+"""Creates ONNX Runtime sessions on exactly the device that was asked for, and runs them."""
 
-import asyncio
 import contextlib
 import logging
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +18,6 @@ from rbee.worker.engine.native_messages import captured_stderr
 from rbee.worker.engine.runtime import runtime
 
 LOGGER = logging.getLogger(__name__)
-T = TypeVar("T")
 Array = NDArray[Any]
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -195,71 +191,6 @@ def _preload(folder: Path | None) -> None:
             runtime().preload_dlls(directory="" if folder is None else str(folder))
     except RuntimeError as error:
         raise ConfigError(f"cuda_library_path: {error}; name the folder that holds libcublasLt.so.13") from None
-
-
-class Runner:
-    """Runs steps of sessions in threads, one thread a slot, and knows since when each step runs.
-
-    A step is a call that releases the GIL inside the runtime. The runner is the owner of its threads. ``failure`` gets
-    the error after which no step can be made.
-    """
-
-    def __init__(self, threads: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.failure: Future[None] = Future()
-        self._executor = ThreadPoolExecutor(threads, "step")
-        self._clock = clock
-        self._started: dict[object, float] = {}
-        self._watched: list[Callable[[], float]] = []
-
-    async def step(self, work: Callable[[RunOptions], T]) -> T:
-        """Run ``work(run_options)`` in a thread and await it.
-
-        When the awaiting task is cancelled the runtime is told to stop at its next node, and the thread's end is
-        awaited, so that nothing of the step outlives its caller's slot.
-        """
-        options: RunOptions = runtime().RunOptions()
-        options.log_severity_level = 4
-        token = object()
-        self._started[token] = self._clock()
-        future = asyncio.get_running_loop().run_in_executor(self._executor, work, options)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            options.terminate = True
-            await _ended(future)
-            raise
-        except DeviceBroken as error:
-            self.fail(error)
-            raise
-        finally:
-            del self._started[token]
-
-    def fail(self, error: Exception) -> None:
-        """Nothing can be run any more: ``failure`` gets the reason, once; from any thread."""
-        with contextlib.suppress(InvalidStateError):
-            self.failure.set_exception(error)
-
-    def longest_step_s(self) -> float:
-        """How long the oldest step in flight has been running, in seconds; 0 when none is."""
-        own = max((self._clock() - at for at in self._started.values()), default=0.0)
-        return max(own, *(age() for age in self._watched)) if self._watched else own
-
-    def watch(self, age: Callable[[], float]) -> None:
-        """Count steps of a thread that is not this runner's: ``age`` tells how long its step has been running."""
-        self._watched.append(age)
-
-    def close(self) -> None:
-        """Release the threads; a step that still runs is not awaited."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-
-async def _ended(future: asyncio.Future[Any]) -> None:
-    while not future.done():
-        try:
-            await asyncio.wait({future})
-        except asyncio.CancelledError:
-            continue  # the thread cannot be left behind: its slot would be free while it computes
-    future.exception()  # retrieved: that a cancelled step failed is no news
 
 
 def device_buffer(shape: Sequence[int], element: np.dtype[Any], device: str, device_id: int) -> Any:  # noqa: ANN401

@@ -5,14 +5,14 @@ others gather, and the next run takes from them.
 """
 
 import asyncio
-import contextvars
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
 from rbee.wire.errors import InferenceError
-from rbee.worker.engine.sessions import Runner, RunOptions
+from rbee.worker.engine.runner import Runner, Step
+from rbee.worker.engine.sessions import RunOptions
 from rbee.worker.engine.token_batches import Pick
 
 Row = TypeVar("Row")
@@ -67,7 +67,7 @@ class SharedRuns(Generic[Row, Result]):
         self._plan = plan
         self.counts = RunCounts()
         self._line: list[_Job[Row, Result]] = []
-        self._step: asyncio.Task[Sequence[Result]] | None = None
+        self._step: Step[Sequence[Result]] | None = None
         self._batch: _Batch[Row, Result] | None = None
         self._soon: asyncio.Handle | None = None
 
@@ -95,11 +95,7 @@ class SharedRuns(Generic[Row, Result]):
             return
         self._batch = batch = self._next_batch()
         work = partial(self._run, [job.rows[index] for job, index in batch.members])
-        # of no request's context: the run is everybody's
-        self._step = asyncio.get_running_loop().create_task(
-            self._runner.step(work), name="shared run", context=contextvars.Context()
-        )
-        self._step.add_done_callback(self._ran)
+        self._step = self._runner.begin(work, self._ran)
 
     def _next_batch(self) -> _Batch[Row, Result]:
         """Take the next run's rows out of the line."""
@@ -121,19 +117,19 @@ class SharedRuns(Generic[Row, Result]):
         self.counts.waiting -= len(members)
         return _Batch(members)
 
-    def _ran(self, step: "asyncio.Task[Sequence[Result]]") -> None:
+    def _ran(self, step: Step[Sequence[Result]]) -> None:
         batch, self._batch, self._step = self._batch, None, None
         if batch is not None:
             self._deliver(batch, step)
         self._start()
 
-    def _deliver(self, batch: _Batch[Row, Result], step: "asyncio.Task[Sequence[Result]]") -> None:
-        if step.cancelled():
+    def _deliver(self, batch: _Batch[Row, Result], step: Step[Sequence[Result]]) -> None:
+        if step.terminated:
             return  # everybody had left
-        error = step.exception()
+        error = step.error
         jobs = [job for job in batch.jobs if not job.done.done()]
         if error is None:
-            for (job, index), result in zip(batch.members, step.result(), strict=True):
+            for (job, index), result in zip(batch.members, step.result, strict=True):
                 job.results[index] = result
             for job in jobs:
                 if len(job.results) == len(job.rows):
@@ -160,4 +156,4 @@ class SharedRuns(Generic[Row, Result]):
             self._line.remove(job)
             self.counts.waiting -= len(job.waiting)
         if self._step is not None and self._batch is not None and all(each.done.done() for each in self._batch.jobs):
-            self._step.cancel()
+            self._step.terminate()

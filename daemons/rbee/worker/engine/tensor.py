@@ -11,7 +11,8 @@ from rbee.wire.errors import ConfigError, InferenceError, InvalidRequest
 from rbee.worker.engine import bfloat16
 from rbee.worker.engine.datatypes import BF16, BYTES, NAMES, invalid, storage_type
 from rbee.worker.engine.onnx_file import GraphFacts, TensorInfo
-from rbee.worker.engine.sessions import Array, Runner, RunOptions, Session, run_session
+from rbee.worker.engine.runner import Runner
+from rbee.worker.engine.sessions import Array, RunOptions, Session, run_session
 from rbee.worker.engine.shared_runs import RunCounts, SharedRuns
 from rbee.worker.engine.tensor_batches import TensorRow, fixed_first_size, joined, next_rows, parted
 
