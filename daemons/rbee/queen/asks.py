@@ -48,7 +48,7 @@ async def read_ask(
     InvalidRequest, PayloadTooLarge, RequestTimeout (the body did not come).
     """
     deadline = request.headers.get(DEADLINE_HEADER)
-    body = await read_body(request.clone(client_max_size=most))
+    body = await read_body(request, most)
     # the decoder skips what it is not asked for at gigabytes a second: no scan of our own would stop early enough
     head = Head(model) if model is not None else decode_body(body, Head)
     asked = model_name(head.model)

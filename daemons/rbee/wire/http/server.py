@@ -80,9 +80,17 @@ def json_response(value: object, *, status: int = 200, headers: dict[str, str] |
     )
 
 
-async def read_body(request: web.Request) -> bytes:
-    """The whole body; raises PayloadTooLarge over the limit, RequestTimeout when it does not come in time."""
+async def read_body(request: web.Request, most: int | None = None) -> bytes:
+    """The whole body; raises PayloadTooLarge over the limit, RequestTimeout when it does not come in time.
+
+    The limit is ``most`` bytes, or else the application's own.
+    """
+    whole = request.content.is_eof()  # it came with the head: there is nothing to wait for
+    if most is not None and not (whole and request.content.total_bytes <= min(most, request.client_max_size)):
+        request = request.clone(client_max_size=most)
     try:
+        if whole:
+            return await request.read()
         async with asyncio.timeout(BODY_LIMIT_S):
             return await request.read()
     except web.HTTPRequestEntityTooLarge:

@@ -68,7 +68,7 @@ class OpenInferenceRoutes:
         """POST /v2/models/M/infer."""
         self._check(request)
         model = self._tensor_model()
-        given = await read_body(request.clone(client_max_size=MOST_BODY))
+        given = await read_body(request, MOST_BODY)
         started = time.monotonic()
         request_id = request_id_of(request)
         slot = self._service.requests.slot(
