@@ -1,5 +1,6 @@
 """What a worker counts of itself, beside its HTTP server's own counters."""
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from rbee.wire.http.durations import Durations
 from rbee.wire.http.metrics import HttpMetrics
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class WorkerMetrics:
             ("route", "outcome"),
             registry=self.registry,
         )
+        self._ended_of = functools.cache(self.requests.labels)
         self.tokens = Counter("rbee_worker_tokens_total", "Tokens read and written", ("kind",), registry=self.registry)
         self.texts = Counter(
             "rbee_worker_texts_total",
@@ -84,7 +87,7 @@ class WorkerMetrics:
             buckets=FIRST_TOKEN_BUCKETS,
             registry=self.registry,
         )
-        self.inference = Histogram(
+        self.inference = Durations(
             "rbee_worker_inference_seconds",
             "From the request to its last result",
             buckets=INFERENCE_BUCKETS,
@@ -106,4 +109,4 @@ class WorkerMetrics:
 
     def ended(self, route: str, outcome: str) -> None:
         """Count a request that ended."""
-        self.requests.labels(route, outcome).inc()
+        self._ended_of(route, outcome).inc()

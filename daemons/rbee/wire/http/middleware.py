@@ -120,7 +120,7 @@ def measured(metrics: HttpMetrics) -> Middleware:
             response = await handler(request)
             status = str(response.status)
         finally:
-            metrics.requests.labels(route, request.method, status).inc()
+            metrics.requests_of(route, request.method, status).inc()
             metrics.duration.labels(route).observe(time.perf_counter() - started, exemplar())
         return response
 
