@@ -1,13 +1,12 @@
 """What the routes know of their worker: its definition, its model once it is there, its state, what runs."""
 
 import time
-import uuid
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from rbee import __version__
-from rbee.wire import names
+from rbee.wire import correlation_ids, names
 from rbee.wire.deadline import DEADLINE_HEADER, Deadline, parse_deadline
 from rbee.wire.errors import InvalidRequest, ModelLoading, ModelNotFound
 from rbee.wire.http.client import CALLER_HEADER
@@ -104,7 +103,7 @@ class WorkerService:
 def request_id_of(request: web.Request) -> str:
     """The request's id: X-Request-Id where it is given (a UUID, else InvalidRequest), a new one otherwise."""
     header = request.headers.get(REQUEST_ID_HEADER)
-    return str(uuid.uuid4()) if header is None else names.request_id(header)
+    return correlation_ids.new() if header is None else names.request_id(header)
 
 
 def deadline_of(request: web.Request) -> Deadline | None:

@@ -51,11 +51,12 @@ def build_worker_app(service: WorkerService, verifier: TokenVerifier, admins: Pe
             web.get("/v2", tensors.server),
             web.get("/v2/health/live", tensors.live),
             web.get("/v2/health/ready", tensors.ready),
-            web.get("/v2/models/{model:.+}/versions/{version}/ready", tensors.model_ready),
+            # the router tries one pattern after the other: what is asked most comes first
             web.post("/v2/models/{model:.+}/versions/{version}/infer", tensors.infer),
+            web.post("/v2/models/{model:.+}/infer", tensors.infer),
+            web.get("/v2/models/{model:.+}/versions/{version}/ready", tensors.model_ready),
             web.get("/v2/models/{model:.+}/versions/{version}", tensors.model),
             web.get("/v2/models/{model:.+}/ready", tensors.model_ready),
-            web.post("/v2/models/{model:.+}/infer", tensors.infer),
             web.get("/v2/models/{model:.+}", tensors.model),
         ]
     )

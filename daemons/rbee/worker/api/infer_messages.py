@@ -5,7 +5,6 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -66,8 +65,7 @@ class InferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parameters: dict[str, Any] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """A request that was read; ``binary`` says of an output whether it goes as bytes."""
 
     id: str | None
@@ -76,8 +74,7 @@ class Asked:
     binary_by_default: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(msgspec.Struct, frozen=True):
     """An answer's body; ``json_length`` is that of its JSON where bytes follow it, None where there are none."""
 
     body: bytes

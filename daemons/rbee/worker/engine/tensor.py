@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 
 from rbee.wire.errors import ConfigError, InferenceError, InvalidRequest
@@ -23,8 +23,7 @@ SMALL_BYTES = 16384
 WARM_UP_SIZES = (1, 16, 64, 224)
 
 
-@dataclass(frozen=True, slots=True)
-class NamedTensor:
+class NamedTensor(msgspec.Struct, frozen=True, eq=False):
     """A tensor with its name and protocol datatype."""
 
     name: str
@@ -32,8 +31,7 @@ class NamedTensor:
     values: Array
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRequest:
+class TensorRequest(msgspec.Struct, frozen=True, eq=False):
     """What one request gives, and the outputs that it wants: all of them where ``wanted`` is empty."""
 
     given: Sequence[NamedTensor]

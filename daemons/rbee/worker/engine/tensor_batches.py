@@ -1,8 +1,8 @@
 """Joins the tensors of several requests along their first axis for one run, and parts what comes out."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from rbee.wire.errors import InferenceError
@@ -11,8 +11,7 @@ from rbee.worker.engine.sessions import Array
 from rbee.worker.engine.token_batches import Pick
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TensorRow:
+class TensorRow(msgspec.Struct, frozen=True, eq=False):
     """One request's tensors by input, and the outputs that it wants."""
 
     feeds: Mapping[str, Array]
