@@ -12,7 +12,7 @@ its model starts or loads up to ``cold_s`` in all (503 MODEL_LOADING).
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from rbee.queen import refusals
@@ -314,14 +314,18 @@ class Admission:
                 self._queues[model].refused[key] = error
             self._pump(model)
 
-    def place_settled(self, model: str, error: RbeeError | None) -> None:
-        """A worker of a declared model was placed and is known, or ``error`` says why there is none."""
+    def place_settled(self, model: str, ended: Collection[Key], error: RbeeError | None) -> None:
+        """A worker of a declared model was placed, or ``error`` says why not; ``ended`` are those it was to replace."""
         queue = self._queues.get(model)
-        if queue is not None and error is not None and not self._registry.serving(model):
+        if queue is None:
+            return
+        if error is not None and not self._registry.serving(model):
             for waiter in queue.waiters:
                 waiter.refuse(error)
-        elif queue is not None:
-            self._pump(model)
+            return
+        if error is not None:
+            queue.refused.update(dict.fromkeys(ended, error))
+        self._pump(model)
 
     def _spread(self, model: str, worker: Worker) -> None:
         queue = self._queues.get(model)

@@ -33,6 +33,7 @@ from rbee.queen.placement.room import Room
 from rbee.queen.policy import Policy
 from rbee.queen.rates import RetryBudget
 from rbee.queen.registry import Registry
+from rbee.queen.routing import Key
 from rbee.queen.rows import Change, Hive, SilenceLimits
 from rbee.queen.sessions import Sessions
 from rbee.queen.starter import Starter
@@ -139,7 +140,7 @@ class Core:
         self._noted: dict[str, tuple[str | None, str, float]] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self.on_sweep: Callable[[], None] = lambda: None
-        self.admission.use_starter(self._starter.start, lambda: self._starter.under_way)
+        self.admission.use_starter(self._start_worker, lambda: self._starter.under_way | self.declared.starting)
         self.admission.use_declared(self.declared)
         self.admission.use_settling(lambda: self.settling)
         self.registry.listen(self._publish, loads=True)
@@ -232,6 +233,11 @@ class Core:
         """Publish an event about a hive."""
         log(LOGGER, logging.INFO, f"hive {what}", hive=hive_id)
         self.hub.publish("hive", HiveEvent(hive_id, what, _monotonic_us()))
+
+    def _start_worker(self, key: Key) -> None:
+        """Start a worker that ended: where it is, unless a declaration lets it be placed anew."""
+        if not self.declared.restart(key):
+            self._starter.start(key)
 
     def _hive_token(self, hive_id: str) -> Secret | None:
         return self.enrolments.presented(hive_id, HIVE_API, self.tokens.hive_api)

@@ -160,3 +160,23 @@ async def test_a_worker_that_was_just_used_stays(configured: Configured, worker:
         assert (await ask(queen, "first"))[0] == 200
         assert (await ask(queen, "wanted"))[0] == 503
         assert node.hive.stopped == []
+
+
+async def test_who_ended_for_another_is_placed_anew_and_not_into_its_memory(
+    configured: Configured, worker: WorkerPartner
+) -> None:
+    config = declared(replicas={"min": 0, "max": 2})
+    async with configured(**config) as queen, machine() as full, machine() as roomy:
+        await queen.beat(of(config, "first", STOPPED), api_url=full.hive.url)
+        for status, body in await asyncio.gather(*(ask(queen, "first") for _ in range(3))):
+            assert (status, body["error"]["code"]) == (503, "INSUFFICIENT_RAM")
+        assert full.hive.spawned == []
+        roomy.free_mb = 7000
+        await queen.beat(hive="roomy", api_url=roomy.hive.url)
+        asking = [asyncio.create_task(ask(queen, "first")) for _ in range(3)]
+        await until(lambda: roomy.hive.spawned)
+        ready = msgspec.structs.replace(of(config, "first", IDLE, worker.url), hive_id="roomy")
+        await queen.tell(msgspec.structs.replace(ready, state=LOADING, url=None))
+        await queen.tell(ready)
+        assert [status for status, _ in await asyncio.gather(*asking)] == [200, 200, 200]
+        assert (len(full.hive.spawned), len(roomy.hive.spawned)) == (0, 1)

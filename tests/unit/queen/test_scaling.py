@@ -24,28 +24,28 @@ DECLARED = msgspec.convert(KEPT, DeclaredModel)
 FIRST, SECOND = (worker_id_of(NAME, DECLARED, number) for number in (1, 2))
 
 
-def replica(number: int | None, state: WorkerState, hive: str = "a", *, by_person: bool = False) -> Replica:
-    return Replica(number, hive, state, may_start=state in (STOPPED, FAILED), by_person=by_person)
+def replica(number: int | None, state: WorkerState, *, by_person: bool = False) -> Replica:
+    return Replica(number, state, may_start=state in (STOPPED, FAILED), by_person=by_person)
 
 
 @pytest.mark.parametrize(
     ("limits", "replicas", "crowded", "wanted"),
     [
         ((0, 1), [], False, None),
-        ((1, 1), [], False, Further(1, None)),
-        ((2, 2), [replica(1, LOADING)], False, Further(2, None)),
+        ((1, 1), [], False, Further(1)),
+        ((2, 2), [replica(1, LOADING)], False, Further(2)),
         ((1, 2), [replica(1, IDLE)], False, None),
-        ((1, 2), [replica(1, IDLE)], True, Further(2, None)),
+        ((1, 2), [replica(1, IDLE)], True, Further(2)),
         ((1, 2), [replica(1, LOADING)], True, None),
         ((1, 2), [replica(1, IDLE), replica(2, IDLE)], True, None),
-        ((1, 2), [replica(1, STOPPED, "b")], False, Further(1, "b")),
-        ((1, 2), [replica(1, STOPPED, "b"), replica(1, IDLE)], False, None),
-        ((2, 2), [replica(1, STOPPED, "b"), replica(1, IDLE)], False, Further(2, None)),
+        ((1, 2), [replica(1, STOPPED)], False, Further(1, ended=True)),
+        ((1, 2), [replica(1, STOPPED), replica(1, IDLE)], False, None),
+        ((2, 2), [replica(1, STOPPED), replica(1, IDLE)], False, Further(2)),
         ((1, 2), [replica(1, STOPPED, by_person=True)], False, None),
-        ((2, 2), [replica(1, STOPPED, by_person=True)], False, Further(2, None)),
+        ((2, 2), [replica(1, STOPPED, by_person=True)], False, Further(2)),
         ((1, 1), [replica(None, IDLE)], False, None),
-        ((1, 1), [Replica(1, "a", FAILED)], False, None),
-        ((1, 2), [Replica(1, "a", FAILED)], False, Further(2, None)),
+        ((1, 1), [Replica(1, FAILED)], False, None),
+        ((1, 2), [Replica(1, FAILED)], False, Further(2)),
     ],
 )
 def test_what_is_started_next(
@@ -56,7 +56,7 @@ def test_what_is_started_next(
 
 _REPLICAS = st.lists(
     st.builds(
-        replica, st.none() | st.integers(1, 5), st.sampled_from(WorkerState), st.sampled_from("ab"),
+        replica, st.none() | st.integers(1, 5), st.sampled_from(WorkerState),
         by_person=st.booleans(),
     )
 )  # fmt: skip

@@ -15,7 +15,7 @@ from rbee.queen.placement.decision import Need
 from rbee.queen.placement.placements import REPORT_LIMIT_S, Placements
 from rbee.queen.placement.scaling import CROWDED_SWEEPS, Replica, further
 from rbee.queen.registry import Registry
-from rbee.queen.routing import startable
+from rbee.queen.routing import Key, startable
 from rbee.queen.rows import Change, Worker
 from rbee.wire.errors import HiveUnreachable, RbeeError
 from rbee.wire.log import log
@@ -30,14 +30,18 @@ CROWDED_AGAIN_S = 10.0
 """A further replica shows what it is worth for so long before the next one."""
 _BY_PERSON = "requested"
 """A hive's reason of a worker that it was told to stop."""
-Settled = Callable[[str, RbeeError | None], None]
+Settled = Callable[[str, Collection[Key], RbeeError | None], None]
 
 
 @dataclass(slots=True, eq=False)
 class _Placing:
-    """One start of a model's worker under way; ``reported`` once its hive has told of the worker."""
+    """One start of a model's worker under way; ``reported`` once its hive has told of the worker.
+
+    ``ended`` are workers of the model in place of which it starts: the memory they had may be another one's now.
+    """
 
     worker_id: str
+    ended: set[Key] = field(default_factory=set)
     reported: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -45,7 +49,10 @@ class DeclaredModels:
     """Places workers of declared models, at most one at a time for each, however many requests wait."""
 
     def __init__(self, placements: Placements, registry: Registry, owner: TaskOwner, settled: Settled) -> None:
-        """``settled`` is called when a start is no longer under way, with the error where there is no worker."""
+        """``settled`` is called when a start is no longer under way, with the workers that it was to replace.
+
+        Its last argument is the error where none was started.
+        """
         self._models: Mapping[str, DeclaredModel] = {}
         self._placements = placements
         self._registry = registry
@@ -74,7 +81,27 @@ class DeclaredModels:
     def begin(self, model: str) -> None:
         """Begin to place a worker of the model unless that is under way; returns at once."""
         if model in self._models:
-            self._begin(model, 1, None)
+            self._begin(model, 1)
+
+    def restart(self, key: Key) -> bool:
+        """Begin to place a worker that ended anew, where it is one of a declared model; whether it is."""
+        worker = self._registry.worker(key)
+        model = "" if worker is None else worker.report.model or ""
+        declared = self._models.get(model)
+        if worker is None or declared is None:
+            return False
+        (replica,) = _replicas(model, declared, [worker])
+        if replica.number is None:
+            return False
+        self._begin(model, replica.number)
+        if model in self._under_way:
+            self._under_way[model].ended.add(key)
+        return True
+
+    @property
+    def starting(self) -> frozenset[Key]:
+        """Workers that ended and are placed anew now."""
+        return frozenset(key for placing in self._under_way.values() for key in placing.ended)
 
     def evictable(self) -> list[Worker]:
         """Workers that may end so that another one fits: those of declared models, past what is kept of each."""
@@ -103,20 +130,18 @@ class DeclaredModels:
             wanted = further(limits.min, limits.max, replicas, crowded=crowded)
             if wanted is None:
                 continue
-            if wanted.hive_id is not None:
+            if wanted.ended:
                 self._not_before[model] = now + ENDED_AGAIN_S
             elif crowded:
                 self._not_before[model] = now + CROWDED_AGAIN_S
-            self._begin(model, wanted.number, wanted.hive_id)
+            self._begin(model, wanted.number)
 
-    def _begin(self, model: str, number: int, hive_id: str | None) -> None:
+    def _begin(self, model: str, number: int) -> None:
         if model in self._under_way:
             return
         declared = self._models[model]
         placing = self._under_way[model] = _Placing(worker_id_of(model, declared, number))
         request = spawn_request(model, declared, number)
-        if hive_id is not None:
-            request = msgspec.structs.replace(request, hive_id=hive_id)
         if self._owner.start(self._run(model, declared, request, placing), f"place {model}") is None:
             del self._under_way[model]
 
@@ -150,7 +175,7 @@ class DeclaredModels:
             del self._under_way[model]
         if error is not None:
             self._not_before[model] = time.monotonic() + ENDED_AGAIN_S
-        self._settled(model, error)
+        self._settled(model, placing.ended, error)
 
 
 def _replicas(model: str, declared: DeclaredModel, workers: Collection[Worker]) -> list[Replica]:
@@ -159,7 +184,6 @@ def _replicas(model: str, declared: DeclaredModel, workers: Collection[Worker]) 
     return [
         Replica(
             numbers.get(worker.key.worker_id),
-            worker.key.hive_id,
             worker.state,
             may_start=startable(worker),
             by_person=worker.state is WorkerState.STOPPED and worker.report.reason == _BY_PERSON,

@@ -18,7 +18,6 @@ class Replica:
     """
 
     number: int | None
-    hive_id: str
     state: WorkerState
     may_start: bool = False
     by_person: bool = False
@@ -35,10 +34,10 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Further:
-    """Start the replica ``number``, on the node where it ended, or where it fits best (None)."""
+    """Start the replica ``number``; ``ended``: it ran before."""
 
     number: int
-    hive_id: str | None
+    ended: bool = False
 
 
 def further(least: int, most: int, replicas: Sequence[Replica], *, crowded: bool) -> Further | None:
@@ -55,8 +54,7 @@ def further(least: int, most: int, replicas: Sequence[Replica], *, crowded: bool
     for number in range(1, most + 1):
         there = [replica for replica in replicas if replica.number == number]
         if not there:
-            return Further(number, None)
-        ended = next((replica for replica in there if replica.may_start and not replica.stays_stopped(least)), None)
-        if ended is not None and not any(replica.up for replica in there):
-            return Further(number, ended.hive_id)
+            return Further(number)
+        if any(one.may_start and not one.stays_stopped(least) for one in there) and not any(one.up for one in there):
+            return Further(number, ended=True)
     return None
