@@ -66,6 +66,7 @@ def declared(house: TwoHives, source: ModelSource, models: Path, tmp_path: Path)
     house.queen_config["models"] = {
         "tiny": {"reference": TINY, "slots": 2},
         "huge": {"reference": f"file://{house.huge}"},
+        "labelled": {"reference": TINY, "labels": ["fast-disk"]},
         "on-cuda": {"reference": TINY, "backend": "cuda"},
     }
     house.start()
@@ -146,7 +147,18 @@ def kept(house: TwoHives) -> None:
     house.queen.signal(signal.SIGHUP)
 
 
+@when("a client asks for a model that is declared for the label fast-disk")
+def asks_for_label(house: TwoHives, case: Case) -> None:
+    case.answers.append(_ask(house, "labelled"))
+
+
 # then
+
+
+@then("it is answered by a worker of far, which has the label")
+def answered_where_labelled(house: TwoHives, case: Case) -> None:
+    assert case.answer.status == 200, case.answer.body
+    assert _placed(house, "labelled")["hive_id"] == "far"
 
 
 @then("it is answered by a worker of far, where fewer run")

@@ -22,6 +22,7 @@ MACHINE_ID = Path("/etc/machine-id")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,253}[A-Za-z0-9])?|[0-9A-Fa-f:.]+")
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")]
 PathText = Annotated[str, Meta(min_length=1, max_length=4096)]
 Port = Annotated[int, Meta(ge=1024, le=65535)]
 
@@ -93,6 +94,7 @@ class HiveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``idle_limit_s`` is the default of workers that name none; 0 = never stop for idleness. ``api_url`` is where the
     queen reaches this hive (default: its own TCP address). ``model_roots`` are the folders that may hold models.
+    ``labels`` are words by which declared models may ask for this machine.
     ``tls`` names the files of mutual TLS with a queen on another machine.
     """
 
@@ -105,6 +107,7 @@ class HiveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_limit_s: Annotated[float, Meta(ge=0)] = 300.0
     api_url: Annotated[str, Meta(max_length=300)] | None = None
     model_roots: list[PathText] | None = None
+    labels: list[Label] = []
     config_dir: PathText = "/etc/rbee"
     state_dir: PathText = "/var/lib/rbee"
     run_dir: PathText = "/run/rbee"

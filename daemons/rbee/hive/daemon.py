@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Sequence
 
 import aiohttp
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from rbee import __version__
@@ -85,7 +86,9 @@ class HiveDaemon:
         )
         self._units, self._logs = self._supervisor()
         self._definitions = Definitions(config.paths)
-        self._machine_watch = MachineWatch(lambda: machine_facts(config.paths.state_dir))
+        self._machine_watch = MachineWatch(
+            lambda: msgspec.structs.replace(machine_facts(config.paths.state_dir), labels=config.labels)
+        )
         self._health = HealthChecks(
             self._table,
             config.paths,

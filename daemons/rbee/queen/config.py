@@ -147,8 +147,9 @@ class DeclaredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     """A model that requests may name before any worker has it: the first of them starts one, where it fits best.
 
     ``reference`` is where it comes from. ``node`` pins its worker to a hive, ``device`` to a GPU; null lets the queen
-    choose. ``placement``: spread takes the node with the fewest workers, pack the one with the least memory that is
-    enough. ``idle_limit_s``: null means the hive's own limit, 0 never; workers up to ``replicas.min`` have none.
+    choose; ``labels`` are those that its node has to have. ``placement``: spread takes the node with the fewest
+    workers, pack the one with the least memory that is enough. ``idle_limit_s``: null means the hive's own limit, 0
+    never; workers up to ``replicas.min`` have none.
     """
 
     reference: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -158,6 +159,7 @@ class DeclaredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     slots: Annotated[int, Meta(ge=1, le=256)] = 4
     idle_limit_s: Annotated[float, Meta(ge=0)] | None = None
     node: HiveId | None = None
+    labels: list[Annotated[str, Meta(min_length=1, max_length=63)]] = []
     placement: Strategy = Strategy.SPREAD
     replicas: Replicas = Replicas()
 

@@ -143,7 +143,7 @@ class GpuFacts(msgspec.Struct, frozen=True):
 
 
 class MachineFacts(msgspec.Struct, frozen=True):
-    """A machine's resources in bytes, its cores, and its GPUs."""
+    """A machine's resources in bytes, its cores, its GPUs, and the words that its hive's configuration gives it."""
 
     hostname: Text
     cores: Count
@@ -153,6 +153,7 @@ class MachineFacts(msgspec.Struct, frozen=True):
     disk_available_bytes: Count
     gpus: list[GpuFacts] = []
     driver: Text = ""
+    labels: list[Text] = []
 
 
 class Heartbeat(msgspec.Struct, frozen=True):

@@ -43,3 +43,8 @@ Feature: The right worker starts on the right machine
     When the declaration asks for 2 workers at least
     Then one runs on each node, though nobody asked
     And a queen that starts anew leaves it at these
+
+  @FIT-04
+  Scenario: A declared model runs on a node that has its labels
+    When a client asks for a model that is declared for the label fast-disk
+    Then it is answered by a worker of far, which has the label

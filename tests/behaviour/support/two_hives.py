@@ -15,7 +15,7 @@ class TwoHives(Stack):
         self.far.tokens = self.tokens
         for name, value in self.tokens.items():
             self.far.write_token(name, value)
-        self.far.hive_config = {"hive_id": "far", "queen": {"callback_url": self.queen_url}}
+        self.far.hive_config = {"hive_id": "far", "labels": ["fast-disk"], "queen": {"callback_url": self.queen_url}}
 
     @property
     def huge(self) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.unit.queen.conftest import Configured, RunningQueen
-from tests.unit.queen.partners import HivePartner, WorkerPartner, report, until
+from tests.unit.queen.partners import MACHINE, HivePartner, WorkerPartner, report, until
 from tests.unit.queen.test_placement import REFERENCE, hive_with
 
 from rbee.queen.config import DeclaredModel, check_models
@@ -116,3 +116,18 @@ def test_a_wrong_reference_is_named_and_not_repeated() -> None:
     with pytest.raises(ConfigError, match=r"models.a.reference: ") as caught:
         check_models({"a": DeclaredModel("https://user:secret@host/m")})
     assert "secret" not in caught.value.message
+
+
+async def test_a_model_runs_where_its_labels_are(configured: Configured) -> None:
+    models = {NAME: {**MODELS[NAME], "labels": ["fast-disk"]}}
+    async with configured(models=models) as queen, hive_with(100) as plain, hive_with(100) as fast:
+        await queen.beat(hive="a-plain", api_url=plain.url)
+        status, body = await ask(queen)
+        assert (status, body["error"]["code"]) == (503, "INSUFFICIENT_RESOURCES")
+        assert body["error"]["details"] == {"labels": ["fast-disk"], "nodes": {"a-plain": []}}
+        labelled = msgspec.structs.replace(MACHINE, labels=["fast-disk", "gpu"])
+        await queen.beat(hive="fast", api_url=fast.url, machine=labelled)
+        asking = asyncio.create_task(ask(queen, Prefer="respond-async"))
+        await until(lambda: fast.spawned)
+        assert (await asking)[0] == 503
+        assert plain.spawned == []

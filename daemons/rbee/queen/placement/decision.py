@@ -37,13 +37,17 @@ def memory_of(size_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a worker asks for. ``size_bytes`` is that of the model's files, None where nobody knows it yet."""
+    """What a worker asks for.
+
+    ``size_bytes`` is that of the model's files, None where nobody knows it yet; ``labels`` are a node's.
+    """
 
     model_ref: str
     backend: Backend
     device: int | None = None
     size_bytes: int | None = None
     strategy: Strategy = Strategy.SPREAD
+    labels: frozenset[str] = frozenset()
 
     @property
     def required_bytes(self) -> int | None:

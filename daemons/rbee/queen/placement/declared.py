@@ -154,7 +154,10 @@ class DeclaredModels:
     async def _run(self, model: str, declared: DeclaredModel, request: SpawnRequest, placing: _Placing) -> None:
         error: RbeeError | None = None
         try:
-            need = Need(declared.reference, declared.backend, declared.device, strategy=declared.placement)
+            need = Need(
+                declared.reference, declared.backend, declared.device, strategy=declared.placement,
+                labels=frozenset(declared.labels),
+            )  # fmt: skip
             log(LOGGER, logging.INFO, "placing a worker of a declared model", model=model, worker=request.worker_id)
             hive, _ = await self._placements.spawn(need, request)
             async with asyncio.timeout(REPORT_LIMIT_S):

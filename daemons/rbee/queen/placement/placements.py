@@ -18,7 +18,7 @@ from rbee.queen.placing_metrics import PlacingMetrics
 from rbee.queen.registry import Registry
 from rbee.queen.routing import Key
 from rbee.queen.rows import Hive
-from rbee.wire.errors import Conflict, HiveUnreachable, RbeeError
+from rbee.wire.errors import Conflict, HiveUnreachable, InsufficientResources, RbeeError
 from rbee.wire.log import log
 from rbee.wire.messages import SpawnRequest, WorkerState
 from rbee.wire.model_reference import Provider, parse
@@ -71,7 +71,7 @@ class Placements:
         BackendUnavailable, InvalidDevice, GpuTooHot, InsufficientRam, VramExhausted, InsufficientResources.
         """
         try:
-            hives = self._candidates(node)
+            hives = self._candidates(node, need.labels)
             decision, _ = await self._decide(need, hives)
             if decision.chosen is None and self._room is not None:
                 async with self._making_room:  # another one may have made room, or taken it, meanwhile
@@ -117,12 +117,19 @@ class Placements:
         """Why a worker is where it is, where that was decided here lately."""
         return self._told.get(key)
 
-    def _candidates(self, node: str | None) -> list[Hive]:
+    def _candidates(self, node: str | None, labels: frozenset[str]) -> list[Hive]:
         hives = [hive for hive in self._registry.hives() if not hive.manual and node in (None, hive.hive_id)]
         heard = [hive for hive in hives if not hive.stale and hive.machine is not None]
         if not (heard or hives):
             raise no_hive(node)
-        return sorted(heard or hives, key=lambda hive: hive.hive_id)
+        fit = [hive for hive in heard or hives if labels <= _labels(hive)]
+        if not fit:
+            raise InsufficientResources(
+                f"no node that may be chosen has the labels {', '.join(sorted(labels))}: give one of them these labels "
+                "in its hive.yaml, or declare the model without",
+                details={"labels": sorted(labels), "nodes": {hive.hive_id: sorted(_labels(hive)) for hive in hives}},
+            )
+        return sorted(fit, key=lambda hive: hive.hive_id)
 
     def _promised(self) -> dict[str, list[Option]]:
         """Memory that workers on their way will take, by node: one that is ready, or ended, shows in the facts."""
@@ -137,6 +144,10 @@ class Placements:
             else:
                 del self._promises[key]
         return owed
+
+
+def _labels(hive: Hive) -> frozenset[str]:
+    return frozenset() if hive.machine is None else frozenset(hive.machine.labels)
 
 
 def no_hive(hive_id: str | None) -> HiveUnreachable:
