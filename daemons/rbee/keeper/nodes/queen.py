@@ -1,6 +1,7 @@
 """The queen's registry of nodes, as the command asks it."""
 
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from rbee.keeper import session
 from rbee.wire.nodes import (
@@ -33,6 +34,11 @@ def _call(method: str, path: str, kind: type[T], body: object = None, timeout_s:
 def all_nodes() -> list[Node]:
     """Every node by name."""
     return _call("GET", "/list", NodeList).nodes
+
+
+def nodes_with(capability: str) -> list[Node]:
+    """The nodes whose engine has ``capability`` now (cpu, cuda, cuda:1), by name."""
+    return _call("GET", f"/list?capability={quote(capability, safe='')}", NodeList, timeout_s=CHECK_LIMIT_S).nodes
 
 
 def one(name: str) -> Node:

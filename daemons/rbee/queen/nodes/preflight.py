@@ -9,7 +9,7 @@ from rbee.wire.errors import RbeeError
 from rbee.wire.nodes import Check, NodeCheck
 
 LEAST_HIVE_VERSION = "0.1.0"
-_PROBE_LIMIT_S = 70.0
+PROBE_LIMIT_S = 70.0
 """The hive tries each backend in a process of its own, for 60 s at most."""
 
 
@@ -28,7 +28,7 @@ async def check_hive(client: HiveClient, name: str, hive: Hive | None) -> NodeCh
     ]
     try:
         checks.append(
-            _backends(await client.call(hive, "GET", "/v1/capabilities", waits=(0.0,), limit_s=_PROBE_LIMIT_S))
+            _backends(await client.call(hive, "GET", "/v1/capabilities", waits=(0.0,), limit_s=PROBE_LIMIT_S))
         )
     except RbeeError as error:
         checks.append(Check("backends", False, error.message))

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from rbee.host.addresses import parse_address
 from rbee.queen.core import Core
+from rbee.queen.nodes.abilities import Capability, hives_with
 from rbee.queen.nodes.preflight import check_hive
 from rbee.queen.places import peer_of
 from rbee.wire.errors import Forbidden
@@ -76,10 +77,16 @@ class NodeRoutes:
         await self._core.enrolments.remove(name)
         return json_response(Done(True, f"node {name} removed"))
 
-    @operation(NodeList)
+    @operation(NodeList, query={"capability": "nodes whose engine has it now: cpu, cuda, cuda:1"})
     async def list(self, request: web.Request) -> web.StreamResponse:
-        """Every node with its status."""
-        return json_response(NodeList([self._view(name) for name in sorted(self._core.nodes.names())]))
+        """Every node with its status, or those that fit ?capability=: their hives are asked what starts there."""
+        names = sorted(self._core.nodes.names())
+        if "capability" in request.query:
+            wanted = Capability.parse(request.query["capability"])
+            hives = [hive for name in names if (hive := self._core.registry.hive(name)) is not None]
+            able = await hives_with(self._core.hives, hives, wanted)
+            names = [name for name in names if name in able]
+        return json_response(NodeList([self._view(name) for name in names]))
 
     @operation(Node)
     async def one(self, request: web.Request) -> web.StreamResponse:

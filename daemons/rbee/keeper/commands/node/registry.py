@@ -123,14 +123,16 @@ def update(
 
 
 @click.command("list")
+@click.option("--capability", metavar="BACKEND[:N]", help="Only nodes that can run it now: cpu, cuda, cuda:1.")
 @json_option
-def list_(as_json: bool) -> None:
+def list_(capability: str | None, as_json: bool) -> None:
     """Show every node with its host, status, last connection and version."""
-    nodes = queen.all_nodes()
+    nodes = queen.all_nodes() if capability is None else queen.nodes_with(capability)
+    nothing = "no nodes yet: rbee node add NAME --host ADDRESS"
     if as_json:
         show_json({"nodes": nodes})
     else:
-        show_table(HEADS, [_row(node) for node in nodes], "no nodes yet: rbee node add NAME --host ADDRESS")
+        show_table(HEADS, [_row(node) for node in nodes], nothing if capability is None else "no node has that now")
 
 
 @click.command("check")
