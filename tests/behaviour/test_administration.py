@@ -1,5 +1,7 @@
 """Steps of features/administration.feature."""
 
+import re
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -329,6 +331,53 @@ def used(house: House) -> None:
     for amounts in ((GIB, 3 * GIB), (2 * GIB, 0), (0, 16 * GIB)):
         house.machine.write("/opt/fake-gpu/used", " ".join(map(str, amounts)))
         until(lambda wanted=amounts: tuple(_gauge(house, "used", gpu) for gpu in "01") == wanted)
+
+
+# what its engine is
+
+
+@when("the hive is asked for its capabilities")
+def ask_capabilities(house: House, seen: dict[str, Any]) -> None:
+    seen["asked"] = time.time()
+    answer = house.hive_admin.get("/v1/capabilities")
+    assert answer.status == 200, answer.body
+    seen["engine"] = answer.json
+
+
+@then("the row has its version, what became of each provider, the driver and the time of the probe")
+def engine_row(seen: dict[str, Any]) -> None:
+    engine = seen["engine"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", engine["onnxruntime_version"])
+    assert engine["providers"]["CPUExecutionProvider"]["ok"] is True
+    # the fake driver library has no GPU behind it
+    assert engine["providers"]["CUDAExecutionProvider"]["ok"] is False
+    assert engine["providers"]["CUDAExecutionProvider"]["reason"]
+    assert engine["backends"] == ["cpu"]
+    assert engine["driver"] == "0.0-fake"
+    assert seen["asked"] - 1 <= engine["probed_at_unix"] <= time.time() + 1
+
+
+@then("it lists both GPUs with name, memory and compute capability")
+def engine_devices(seen: dict[str, Any]) -> None:
+    first, second = seen["engine"]["devices"]
+    assert [gpu["index"] for gpu in (first, second)] == [0, 1]
+    assert [gpu["memory_total_bytes"] for gpu in (first, second)] == [8 * GIB, 16 * GIB]
+    for gpu in (first, second):
+        assert "fake" in gpu["name"].lower()
+        assert re.fullmatch(r"\d+\.\d+", gpu["compute_capability"])
+
+
+@when("it is asked again, and then told to look anew")
+def ask_again(house: House, seen: dict[str, Any]) -> None:
+    again, anew = (house.hive_admin.get(f"/v1/capabilities{query}").json for query in ("", "?refresh=1"))
+    seen["times"] = [engine["probed_at_unix"] for engine in (seen["engine"], again, anew)]
+
+
+@then("the time of the probe stays, and then moves on")
+def probe_times(seen: dict[str, Any]) -> None:
+    first, again, anew = seen["times"]
+    assert first == again
+    assert anew > first
 
 
 # crashes

@@ -88,6 +88,15 @@ Feature: Tokens, configuration and records on a real systemd
     Then rbee_hive_gpu_memory_total_bytes is 8 GiB of GPU 0 and 16 GiB of GPU 1
     And rbee_hive_gpu_memory_used_bytes follows what the fake GPUs have in use
 
+  @ENGINE-02
+  Scenario: A hive's engine is one row of facts (of a fake GPU: this machine has none)
+    Given the hive's machine has a fake driver library with two fake GPUs
+    When the hive is asked for its capabilities
+    Then the row has its version, what became of each provider, the driver and the time of the probe
+    And it lists both GPUs with name, memory and compute capability
+    When it is asked again, and then told to look anew
+    Then the time of the probe stays, and then moves on
+
   @METRIC-09
   Scenario Outline: The record of a crash carries systemd's result
     Given a worker runs with a watchdog of 2 seconds
