@@ -17,7 +17,7 @@ import numpy as np
 from rbee.keeper.demo.corpus import TOPICS
 from tests.bench import closed_loop
 from tests.bench.lone_worker import TOKEN, Cores, worker
-from tests.bench.quantiles import median, minus, ratio
+from tests.bench.quantiles import median, ratio
 from tests.bench.report import Bench, Figure, Measured, Target
 from tests.machines.testbed import project
 
@@ -26,7 +26,7 @@ ROUNDS, QUICK_ROUNDS = 7, 3
 CLIENTS, PER_REQUEST = 32, 8
 TEXTS, QUICK_TEXTS = 1024, 256
 SINGLES, QUICK_SINGLES = 512, 128
-ALONE, TURN, COMPARED = 128, 8, 64
+ALONE, TURN, COMPARED = 128, 4, 64
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 PROBED = 64
 MOST_LETTERS = 200
@@ -110,14 +110,26 @@ def cosine_min(texts: Sequence[str], bare: Bare, port: int) -> float:
     return min(float(ours @ theirs / np.linalg.norm(ours)) for ours, theirs in zip(found, wanted, strict=True))
 
 
-def _alone(requests: Requests, bare: Bare, port: int) -> tuple[float | None, float | None]:
-    """The median seconds of a text by itself, bare and over HTTP: a few of one, a few of the other, in turns."""
-    bare_each: list[float] = []
-    each: list[float] = []
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """Seconds of each text by itself, in their order: bare, and over HTTP."""
+
+    bare: list[float]
+    each: list[float]
+
+    @property
+    def added(self) -> float | None:
+        """The median of what HTTP adds to a text: of differences, as the texts are of many lengths."""
+        return median(each - bare for bare, each in zip(self.bare, self.each, strict=True))
+
+
+def _alone(requests: Requests, bare: Bare, port: int) -> Alone:
+    """A few bare, and the same few over HTTP, in turns."""
+    found = Alone([], [])
     for first in range(0, len(requests.alone), TURN):
-        bare_each += bare.ask("each", first, TURN)
-        each += closed_loop.all_of(port, requests.alone[first : first + TURN], 1).each
-    return median(bare_each), median(each)
+        found.bare.extend(bare.ask("each", first, TURN))
+        found.each.extend(closed_loop.all_of(port, requests.alone[first : first + TURN], 1).each)
+    return found
 
 
 def _round(texts: Sequence[str], requests: Requests, bare: Bare, batch: int, port: int) -> dict[str, float | None]:
@@ -126,17 +138,21 @@ def _round(texts: Sequence[str], requests: Requests, bare: Bare, batch: int, por
     eights = closed_loop.all_of(port, requests.eights, CLIENTS).seconds
     bare_singles = bare.ask("run", batch, singles)
     ones = closed_loop.all_of(port, requests.singles, CLIENTS).seconds
-    bare_alone, alone = _alone(requests, bare, port)
+    alone = _alone(requests, bare, port)
     return {
         "bare_texts_per_s": len(texts) / bare_eights,
         "texts_per_s_c32": len(texts) / eights,
         "texts_per_s_c32_single": singles / ones,
         "vs_bare_c32": ratio(bare_eights, eights),
         "vs_bare_c32_single": ratio(bare_singles, ones),
-        "bare_p50_ms_c1": bare_alone and bare_alone * 1000,
-        "p50_ms_c1": alone and alone * 1000,
-        "added_p50_ms_c1": minus(alone and alone * 1000, bare_alone and bare_alone * 1000),
+        "bare_p50_ms_c1": _ms(median(alone.bare)),
+        "p50_ms_c1": _ms(median(alone.each)),
+        "added_p50_ms_c1": _ms(alone.added),
     }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000
 
 
 def measure(quick: bool) -> Measured:
