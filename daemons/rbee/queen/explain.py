@@ -243,13 +243,18 @@ class Recent:
     def keep(self, trail: Trail) -> None:
         """Remember one; the oldest is forgotten where there are too many. Of several with an id the latest counts."""
         if len(self._trails) >= self._most:
-            oldest = self._trails.popleft()
-            for name in (oldest.correlation_id, oldest.request_id):
-                if name is not None and self._by_id.get(name) is oldest:
-                    del self._by_id[name]
+            self._forget(self._trails.popleft())
         self._trails.append(trail)
         if trail.correlation_id is not None:
             self._by_id[trail.correlation_id] = trail
+
+    def _forget(self, oldest: Trail) -> None:
+        by_id, name = self._by_id, oldest.correlation_id
+        if name is not None and by_id.get(name) is oldest:
+            del by_id[name]
+        name = oldest.request_id
+        if name is not None and by_id.get(name) is oldest:
+            del by_id[name]
 
     def name(self, trail: Trail, request_id: str) -> None:
         """Let a kept trail be found by its request id too."""

@@ -41,13 +41,18 @@ class Pool(Generic[C]):
     def put(self, worker: C) -> None:
         """Take a candidate in."""
         self._rows[worker.key] = worker
+        if len(self._rows) > _FEW and self._current is None:
+            self._current = {key: self._entry(one) for key, (room, one) in self._open.items() if one.in_flight < room}
+            self._order(self._current)
         self.touch(worker)
 
     def remove(self, key: Key) -> None:
         """Leave a candidate out; nothing happens for one that is not here."""
         self._rows.pop(key, None)
         self._resize(key, 0, None)
-        if self._current is not None:
+        if len(self._rows) <= _FEW:
+            self._current, self._heap = None, []
+        elif self._current is not None:
             self._current.pop(key, None)
 
     def touch(self, worker: C) -> None:
@@ -67,23 +72,17 @@ class Pool(Generic[C]):
         """Nothing of a candidate that is in here changed but what :func:`load` looks at."""
         if worker.turn > self.turn:
             self.turn = worker.turn
-        if len(self._rows) > _FEW:
-            self._sort_in(worker)
-        elif self._current is not None:
-            self._current, self._heap = None, []
+        if self._current is not None:
+            self._sort_in(worker, self._current)
 
-    def _sort_in(self, worker: C) -> None:
-        if self._current is None:  # there were few until now
-            self._current = {key: self._entry(one) for key, (room, one) in self._open.items() if one.in_flight < room}
-            self._order(self._current)
-            return
+    def _sort_in(self, worker: C, current: dict[Key, _Entry[C]]) -> None:
         room, _ = self._open.get(worker.key, (0, worker))
         if worker.in_flight >= room:
-            self._current.pop(worker.key, None)
+            current.pop(worker.key, None)
             return
-        entry = self._current[worker.key] = self._entry(worker)
-        if len(self._heap) > 4 * len(self._current) + _SPARE:
-            self._order(self._current)
+        entry = current[worker.key] = self._entry(worker)
+        if len(self._heap) > 4 * len(current) + _SPARE:
+            self._order(current)
         else:
             heapq.heappush(self._heap, entry)
 
@@ -96,7 +95,7 @@ class Pool(Generic[C]):
 
     def any_free(self) -> bool:
         """Whether some candidate is free."""
-        if len(self._rows) > _FEW and self._current is not None:
+        if self._current is not None:
             return bool(self._current)
         for room, worker in self._open.values():  # noqa: SIM110 - any() of a generator costs twice as much
             if worker.in_flight < room:
@@ -105,7 +104,7 @@ class Pool(Generic[C]):
 
     def least(self, exclude: Collection[Key] = ()) -> C | None:
         """The free candidate with the least load that is not in ``exclude``, or None."""
-        if len(self._rows) > _FEW and self._current is not None:
+        if self._current is not None:
             return self._least_of_many(self._current, exclude)
         found: C | None = None
         found_load: Load | None = None

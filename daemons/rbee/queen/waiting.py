@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from rbee.queen.fair import FairQueue, Priority
 from rbee.queen.routing import Key, Placement
 from rbee.queen.rows import Worker
@@ -15,8 +17,7 @@ from rbee.wire.messages import WorkerReport
 News = Callable[[WorkerReport], None]
 
 
-@dataclass(slots=True)
-class Want:
+class Want(msgspec.Struct):
     """One request's wish for a worker of ``model``.
 
     ``exclude`` are workers that failed it, ``again`` puts it in front (it has been given a worker before), ``news``
@@ -28,7 +29,7 @@ class Want:
 
     model: str
     deadline: Deadline | None = None
-    exclude: set[Key] = field(default_factory=set)
+    exclude: set[Key] = msgspec.field(default_factory=set)
     again: bool = False
     news: News | None = None
     patient: bool = True
@@ -40,25 +41,20 @@ class Want:
     shun: Key | None = None
 
 
-class Lease:
+class Lease(msgspec.Struct, eq=False):
     """One slot of one worker, held until :meth:`release`; ``placement`` says why it is that one.
 
     ``answered`` is set once the worker has begun to answer: its time then counts as time of service.
     """
 
-    __slots__ = ("_held", "_release", "answered", "placement", "taken_at", "url", "want", "worker")
-
-    def __init__(
-        self, worker: Worker, url: str, want: Want, placement: Placement, release: Callable[["Lease"], None]
-    ) -> None:
-        self.worker = worker
-        self.url = url
-        self.want = want
-        self.placement = placement
-        self.answered = False
-        self.taken_at = time.monotonic()
-        self._release = release
-        self._held = True
+    worker: Worker
+    url: str
+    want: Want
+    placement: Placement
+    _release: Callable[["Lease"], None]
+    answered: bool = False
+    taken_at: float = msgspec.field(default_factory=time.monotonic)
+    _held: bool = True
 
     def release(self) -> None:
         """Give the slot back; the next request that waits takes it within this call."""

@@ -23,9 +23,12 @@ def estimate(body: bytes) -> float:
 
     The limit of what it writes is looked for in the last and the first 4 KiB of the body, where clients put it.
     """
-    reads = len(body) / BYTES_PER_TOKEN
+    size = len(body)
+    reads = size / BYTES_PER_TOKEN
     if prompt_at(body) is None:
         return max(1.0, reads)
-    found = _LIMIT.search(body, max(0, len(body) - _WITHIN)) or _LIMIT.search(body, 0, _WITHIN)
-    writes = min(int(found[1]), _MOST_OUTPUT) if found is not None else DEFAULT_OUTPUT
+    found = _LIMIT.search(body, size - _WITHIN if size > _WITHIN else 0)
+    if found is None and size > _WITHIN:
+        found = _LIMIT.search(body, 0, _WITHIN)
+    writes = DEFAULT_OUTPUT if found is None else min(int(found[1]), _MOST_OUTPUT)
     return max(1.0, writes + PREFILL_SHARE * reads)

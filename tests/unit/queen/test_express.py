@@ -13,6 +13,8 @@ import pytest
 from tests.unit.queen.conftest import API_TOKEN, RunningQueen
 from tests.unit.queen.partners import MODEL, WorkerPartner, report, until
 
+from rbee.wire.auth import Secret
+
 CHAT = "/v1/chat/completions"
 Raw = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -79,6 +81,17 @@ async def test_one_connection_carries_both_kinds_in_any_order(serving: RunningQu
             assert {"x-rbee-worker", "x-rbee-queue-ms", "x-rbee-overhead-ms", "x-correlation-id"} <= set(answer.headers)
     assert len(worker.bodies) == 4
     assert straight(serving) == 1
+
+
+async def test_any_token_and_any_byte_of_a_head_reach_the_worker_as_they_are(
+    serving: RunningQueen, worker: WorkerPartner
+) -> None:
+    serving.core.tokens.worker_api = Secret("w\u00f6rker-\u03a9")
+    async with connected(serving) as (_, writer):
+        writer.write(request(CHAT, None, "Accept: text/\u03a9"))
+        await until(lambda: worker.headers)
+    assert worker.headers[0]["Authorization"] == "Bearer w\u00f6rker-\u03a9"
+    assert worker.headers[0]["Accept"] == "text/\u03a9"
 
 
 @pytest.mark.parametrize("size", [1, 7, 60, 1000])

@@ -38,7 +38,7 @@ class House(Protocol):
     upstreams: Upstreams
     owner: TaskOwner
 
-    def head(self, trail: Trail, status: int, passed_on: bytes, framed: bytes) -> bytes:
+    def head(self, trail: Trail, status: int, passed_on: str, framed: str) -> bytes:
         """The head of an answer, with the lines that its worker gave and the one that frames its body."""
 
     def error(self, trail: Trail, error: RbeeError) -> bytes:
@@ -154,7 +154,7 @@ class Exchange:
         data = out if sized or not out else framing.chunk(out)
         if not self._sent:
             self._sent = True
-            framed = b"Content-Length: %d" % head.length if head.length is not None else b"Transfer-Encoding: chunked"
+            framed = "Transfer-Encoding: chunked" if head.length is None else f"Content-Length: {head.length}"
             data = self._house.head(self._trail, head.status, head.passed_on, framed) + data
         self._client.write(data + last if not sized else data)
 
@@ -188,7 +188,7 @@ class Exchange:
                 self._the_long_way()
                 return
             self._trail.answers(head.status)
-        framed = b"Content-Length: %d" % len(body)
+        framed = f"Content-Length: {len(body)}"
         self._client.write(self._house.head(self._trail, head.status, head.passed_on, framed) + body)
         if refused is None:
             self._end(head.status, "ok", None)

@@ -9,6 +9,8 @@ MOST_HEAD = 16 << 10
 _MOST_REMEMBERED = 2048
 """Bytes of a head that is remembered: a client, and a worker, sends the same one again and again."""
 END = b"\r\n\r\n"
+CODING = "latin-1"
+"""Of heads: each byte is a character."""
 _FIELD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t]*[^\x00-\x08\x0a-\x1f\x7f]*\r\n"
 _REQUEST = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.1\r\n((?:" + _FIELD + rb")*)\r\n")
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*)?\r\n((?:" + _FIELD + rb")*)\r\n")
@@ -25,7 +27,7 @@ _TO_WORKER = ((b"content-type", b"Content-Type"), (b"accept", b"Accept"),
 _TO_CLIENT = ((b"content-type", b"Content-Type"), (b"x-request-id", b"X-Request-Id"), (b"retry-after", b"Retry-After"),
               (b"inference-header-content-length", b"Inference-Header-Content-Length"))  # fmt: skip
 _EVENTS = b"text/event-stream"
-_EVENT_LINES = b"Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
+_EVENT_LINES = "Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
 """As every stream of events has them."""
 _MOST_DIGITS = 12
 
@@ -35,14 +37,15 @@ class Head:
     """The head of a message: ``size`` in bytes, and the fields that matter by lower-case name.
 
     ``length`` is that of the body, None where the head does not give it; ``odd`` is a request that wants more than to
-    be passed on (a deadline, a preference, a body that is coded); ``passed_on`` are the lines that go on as they came.
+    be passed on (a deadline, a preference, a body that is coded); ``passed_on`` are the lines that go on as they came,
+    as ISO-8859-1, which keeps every byte.
     """
 
     size: int
     fields: dict[bytes, bytes]
     length: int | None
     odd: bool
-    passed_on: bytes
+    passed_on: str
     keeps_alive: bool
     """Whether the connection stays open after the message."""
     chunked: bool
@@ -104,7 +107,7 @@ def _answer(data: bytes) -> AnswerHead | None:
     if coding is not None and (coding.lower() != b"chunked" or length is not None):
         return None
     events = kept.get(b"content-type", b"").startswith(_EVENTS)
-    passed_on = _lines(kept, _TO_CLIENT) + (_EVENT_LINES if events else b"")
+    passed_on = _lines(kept, _TO_CLIENT) + (_EVENT_LINES if events else "")
     alive, status = found[1] == b"1" and _keeps_alive(kept), int(found[2])
     return AnswerHead(len(data), kept, length, odd, passed_on, alive, coding is not None, status, events)
 
@@ -113,8 +116,9 @@ def _keeps_alive(fields: dict[bytes, bytes]) -> bool:
     return fields.get(b"connection", b"keep-alive").lower() == b"keep-alive"
 
 
-def _lines(fields: dict[bytes, bytes], wanted: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    return b"".join(b"%b: %b\r\n" % (title, fields[name]) for name, title in wanted if name in fields)
+def _lines(fields: dict[bytes, bytes], wanted: tuple[tuple[bytes, bytes], ...]) -> str:
+    lines = b"".join(b"%b: %b\r\n" % (title, fields[name]) for name, title in wanted if name in fields)
+    return lines.decode(CODING)
 
 
 def _fields(lines: bytes) -> tuple[dict[bytes, bytes], int | None, bool] | None:

@@ -16,7 +16,7 @@ from rbee.queen.core import Core
 from rbee.queen.dispatch import Refused, renamed
 from rbee.queen.explain import Trail
 from rbee.queen.express.exchange import Client, Exchange
-from rbee.queen.express.heads import RequestHead
+from rbee.queen.express.heads import CODING, RequestHead
 from rbee.queen.inference_routes import OPENAI_ROUTES
 from rbee.queen.passage import code_label
 from rbee.queen.waiting import Lease
@@ -46,7 +46,7 @@ class Lane:
         self._core = core
         self._verifier = verifier
         self._counts = _Counts(core)
-        self._date = (0, b"")
+        self._date = (0, "")
         self._tokens: object = None
         self._known: dict[bytes, Identity] = {}
         self.upstreams = core.upstreams
@@ -110,48 +110,51 @@ class Lane:
         worker = lease.worker
         name = worker.report.model
         if head.target in _OPENAI:
-            path = head.target
+            path = head.target.decode(CODING)
             if name is not None and name != trail.asked:
                 body = renamed(body, name)
         else:
-            path = f"/v2/models/{quote(name or trail.asked, safe='')}/infer".encode()
+            path = f"/v2/models/{quote(name or trail.asked, safe='')}/infer"
         token = self._core.worker_token(worker.key.hive_id)
-        own = (
-            f"Host: {_host(lease.url)}\r\nX-Correlation-Id: {trail.correlation_id}\r\nX-Rbee-Caller: {trail.caller}\r\n"
-        )
+        own = ""
         if token is not None:
-            own += f"Authorization: Bearer {token.reveal()}\r\n"
+            secret = token.reveal()
+            own = f"Authorization: Bearer {secret if secret.isascii() else secret.encode().decode(CODING)}\r\n"
         if answer_s is not None:
             own += f"{DEADLINE_HEADER}: {int((time.time() + answer_s) * 1000)}\r\n"
-        return b"POST %b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n%b" % (
-            path, own.encode(), head.passed_on, len(body), body,
-        )  # fmt: skip
+        lines = (
+            f"POST {path} HTTP/1.1\r\nHost: {_host(lease.url)}\r\n{head.passed_on}"
+            f"X-Correlation-Id: {trail.correlation_id}\r\nX-Rbee-Caller: {trail.caller}\r\n{own}"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        return lines.encode(CODING) + body
 
     # what an exchange uses
 
-    def head(self, trail: Trail, status: int, passed_on: bytes, framed: bytes) -> bytes:
+    def head(self, trail: Trail, status: int, passed_on: str, framed: str) -> bytes:
         """The head of an answer on its way to a client."""
         worker, queue_ms, overhead_ms = trail.headers()
-        own = (
+        lines = (
             f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nServer: rbee\r\n"
             f"X-Correlation-Id: {trail.correlation_id}\r\n"
             f"X-Rbee-Worker: {worker}\r\nX-Rbee-Queue-Ms: {queue_ms}\r\nX-Rbee-Overhead-Ms: {overhead_ms}\r\n"
+            f"{self._date_line()}{passed_on}{framed}\r\n\r\n"
         )
-        return b"%b%b%b%b\r\n\r\n" % (own.encode(), self._date_line(), passed_on, framed)
+        return lines.encode(CODING)
 
-    def _date_line(self) -> bytes:
+    def _date_line(self) -> str:
         now = int(time.time())
         if self._date[0] != now:
-            self._date = (now, f"Date: {email.utils.formatdate(now, usegmt=True)}\r\n".encode())
+            self._date = (now, f"Date: {email.utils.formatdate(now, usegmt=True)}\r\n")
         return self._date[1]
 
     def error(self, trail: Trail, error: RbeeError) -> bytes:
         """A whole answer that is an error of the queen's own."""
         body = msgspec.json.encode(ErrorBody(error.openai_info(trail.correlation_id)))
-        lines = b"Content-Type: application/json\r\n"
+        lines = "Content-Type: application/json\r\n"
         if error.retry_after_s is not None:
-            lines += b"Retry-After: %d\r\n" % max(1, round(error.retry_after_s))
-        return self.head(trail, error.status, lines, b"Content-Length: %d" % len(body)) + body
+            lines += f"Retry-After: {max(1, round(error.retry_after_s))}\r\n"
+        return self.head(trail, error.status, lines, f"Content-Length: {len(body)}") + body
 
     def account(self, trail: Trail, status: int, outcome: str, code: str | None) -> None:
         """Count a request that is over, and keep its trail."""
@@ -197,7 +200,7 @@ class _Counts:
         children = self._of.get(key) or self._found(key)
         children.requests.inc()
         children.http_requests.inc()
-        took = time.perf_counter() - trail.arrived
+        took = (trail.ended or time.perf_counter()) - trail.arrived
         example = self._example(trail)
         children.duration.observe(took, example)
         children.http_duration.observe(took, example)
