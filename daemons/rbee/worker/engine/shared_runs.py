@@ -104,10 +104,13 @@ class SharedRuns(Generic[Row, Result]):
         most = max(1, WINDOW_ROWS // len(sharing))
         picks = self._plan([[job.rows[index] for index in job.waiting[:most]] for job in sharing])
         members = [(sharing[pick.job], sharing[pick.job].waiting[pick.row]) for pick in picks]
-        for position in {pick.job for pick in picks}:
-            job, taken = sharing[position], {pick.row for pick in picks if pick.job == position}
-            job.waiting[:most] = [index for row, index in enumerate(job.waiting[:most]) if row not in taken]
-            job.turn += len(taken)
+        taken: dict[int, set[int]] = {}
+        for pick in picks:
+            taken.setdefault(pick.job, set()).add(pick.row)
+        for position, picked in taken.items():
+            job = sharing[position]
+            job.waiting[:most] = [index for row, index in enumerate(job.waiting[:most]) if row not in picked]
+            job.turn += len(picked)
         self._line = [job for job in self._line if job.waiting]
         if first.waiting and first.turn >= TURN_ROWS:
             first.turn = 0

@@ -1,6 +1,7 @@
 """Joins the tensors of several requests along their first axis for one run, and parts what comes out."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 import msgspec
 import numpy as np
@@ -72,5 +73,5 @@ def parted(rows: Sequence[TensorRow], outputs: Sequence[Array]) -> list[list[Arr
     sizes = [row.size or 0 for row in rows]
     if any(array.ndim == 0 or array.shape[0] != sum(sizes) for array in outputs):
         raise InferenceError("the model's outputs have not one row for each row of its inputs: leave max_batch out")
-    ends = np.cumsum(sizes)[:-1]
-    return [list(parts) for parts in zip(*(np.split(array, ends) for array in outputs), strict=True)]
+    ends = accumulate(sizes)
+    return [[array[end - size : end] for array in outputs] for size, end in zip(sizes, ends, strict=True)]

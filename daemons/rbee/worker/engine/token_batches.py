@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from rbee.wire.worker_spec import Backend
 
 CPU_TOKENS, CUDA_TOKENS = 1024, 16384
@@ -20,8 +22,7 @@ class Budget:
     run_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
+class Pick(msgspec.Struct, frozen=True):
     """One row of the next run: whose it is, and its place among that one's rows."""
 
     job: int
