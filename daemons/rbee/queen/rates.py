@@ -7,6 +7,8 @@ from dataclasses import dataclass
 MOST_MODELS = 4096
 _LEAST_SEEN = 5
 _SHARE = 0.1
+_MOST_LEAP = 8.0
+_LEAST_S = 0.001
 MOST_RETRY_AFTER_S = 60
 UNKNOWN_RETRY_AFTER_S = 5
 
@@ -18,7 +20,11 @@ class _Service:
 
 
 class ServiceTimes:
-    """Seconds that a request of each model holds a slot: an average in which the latest counts for a tenth."""
+    """Seconds that a request of each model holds a slot: an average in which the latest counts for a tenth.
+
+    One request counts for eight times the average at most: a worker that hung once must not have the next hundred
+    refused, and where all have become slow the average is there after some ten of them.
+    """
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, _Service] = OrderedDict()
@@ -30,6 +36,8 @@ class ServiceTimes:
             service = self._models[model] = _Service()
             if len(self._models) > MOST_MODELS:
                 self._models.popitem(last=False)
+        if service.seen >= _LEAST_SEEN:
+            seconds = min(seconds, _MOST_LEAP * max(service.seconds, _LEAST_S))
         service.seen += 1
         share = max(_SHARE, 1.0 / service.seen)
         service.seconds += share * (seconds - service.seconds)

@@ -79,6 +79,17 @@ def test_a_client_of_batch_work_gets_no_other_priority() -> None:
     assert clients.priority("day", Priority.BATCH) is Priority.BATCH
 
 
+def test_one_request_that_hung_says_little_and_a_slow_worker_is_noticed() -> None:
+    times = ServiceTimes()
+    for _ in range(20):
+        times.note("m", 0.01)
+    times.note("m", 60.0)
+    assert (times.wait_s("m", 0, 1) or 0) < 0.02
+    for _ in range(20):
+        times.note("m", 1.0)
+    assert (times.wait_s("m", 0, 1) or 0) > 0.5
+
+
 def test_the_expected_wait_is_the_queue_by_the_rate() -> None:
     times = ServiceTimes()
     assert times.wait_s("m", 10, 4) is None
