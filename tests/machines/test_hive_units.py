@@ -196,7 +196,7 @@ def test_a_killed_queen_is_told_everything_again(node: Machine) -> None:
 
 def test_the_hive_is_small_and_its_status_says_how_it_is(node: Machine) -> None:
     start(node, *WORKERS)
-    wait_until(lambda: "3 workers ready; queen reachable" in node.unit("rbee-hive")["StatusText"], "status", 5)
+    wait_until(lambda: "3 workers ready; queen reachable" in node.unit("rbee-hive")["StatusText"], "status", 30)
     pid = node.unit("rbee-hive")["MainPID"]
     resident = next(line for line in node.read(f"/proc/{pid}/status").splitlines() if line.startswith("VmRSS"))
     assert int(resident.split()[1]) <= 60 * 1024

@@ -92,6 +92,8 @@ class WorkerPartner:
         if refused is not None:
             return refused
         body = json.loads(self.bodies[-1])
+        if not isinstance(body, dict):
+            return web.json_response({"error": {"code": "INVALID_REQUEST", "message": "no object"}}, status=400)
         if not body.get("stream"):
             await self._wait()
             answer = {"model": body.get("model"), "path": request.path, "answer": "".join(self.tokens)}
