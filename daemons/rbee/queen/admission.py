@@ -176,12 +176,10 @@ class Admission:
             self._leave(ticket)
 
     def _enter(self, want: Want, began: float) -> tuple[Waiter, Ticket[Waiter]]:
-        queue = self._queues.get(want.model)
-        if queue is None:
-            loading = {row.key for row in self._registry.serving(want.model) if row.state is WorkerState.LOADING}
-            queue = self._queues[want.model] = ModelQueue(tried=loading)
+        queue = self._queues.get(want.model) or ModelQueue.of(self._registry.serving(want.model))
         if not want.again:
             self._make_room(want, queue)
+        self._queues[want.model] = queue  # only now: one in which nobody waits would turn everybody away
         waiter = Waiter(want, began, asyncio.get_running_loop().create_future())
         weight = self.clients.limits(want.client).weight
         ticket = Ticket(waiter, want.client, want.priority, want.work, weight)
@@ -192,7 +190,7 @@ class Admission:
     def _make_room(self, want: Want, queue: ModelQueue) -> None:
         """Raise TooManyRequests unless the request may wait, at the cost of a greedier client's latest if need be."""
         model, waiters, policy = want.model, queue.waiters, self.placer.policy
-        wait_s = self._expected_s(want, queue)
+        wait_s = None if self._registry.pool(model).any_free() and not len(waiters) else self._expected_s(want, queue)
         if len(waiters) >= policy.waits(model).most_waiting or self.waiting >= policy.most_waiting:
             victim = waiters.victim(want.client, want.priority)
             error = refusals.too_many(model, len(waiters), wait_s)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+_SPARE = 16
 BATCH_EVERY = 8
 """Where both priorities wait, one in so many goes to batch: it waits long and never for ever."""
 
@@ -92,6 +93,13 @@ class _Lane(Generic[T]):
         self.counts[ticket.client] -= 1
         if not self.counts[ticket.client]:
             del self.counts[ticket.client]
+        self._shrink(ticket.client)
+
+    def _shrink(self, client: str) -> None:
+        """Let go of places that were given up: while nothing is popped they would pile up in the client's line."""
+        line = self.lines.get(client)
+        if line is not None and len(line) > 2 * self.counts.get(client, 0) + _SPARE:
+            self.lines[client] = deque(ticket for ticket in line if ticket.waits)
 
     def last_of(self, client: str) -> Ticket[T] | None:
         return next((ticket for ticket in reversed(self.lines.get(client, ())) if ticket.waits), None)

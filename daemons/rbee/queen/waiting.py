@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -12,7 +12,7 @@ from rbee.queen.routing import Key, Placement
 from rbee.queen.rows import Worker
 from rbee.wire.deadline import Deadline
 from rbee.wire.errors import RbeeError
-from rbee.wire.messages import WorkerReport
+from rbee.wire.messages import WorkerReport, WorkerState
 
 News = Callable[[WorkerReport], None]
 
@@ -84,3 +84,8 @@ class ModelQueue:
     waiters: FairQueue[Waiter] = field(default_factory=FairQueue)
     tried: set[Key] = field(default_factory=set)
     refused: dict[Key, RbeeError] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, workers: Iterable[Worker]) -> "ModelQueue":
+        """A new queue for the model of ``workers``; it has seen the starts that are under way."""
+        return cls(tried={worker.key for worker in workers if worker.state is WorkerState.LOADING})

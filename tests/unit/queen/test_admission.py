@@ -178,6 +178,23 @@ async def test_what_waits_is_bounded_over_all_models() -> None:
     assert world.admission.waiting == 0
 
 
+async def test_one_that_is_refused_for_its_wait_leaves_no_queue_that_turns_others_away() -> None:
+    world = World()
+    for name in NAMES:
+        world.tell(name, S.STOPPED)
+    world.tell("a", S.IDLE)
+    for _ in range(9):
+        world.admission.times.note(MODEL, 100.0)
+    lease = await world.admission.acquire(Want(MODEL, client="greedy"))
+    refused = await asyncio.gather(world.admission.acquire(Want(MODEL, client="modest")), return_exceptions=True)
+    assert isinstance(refused[0], TooManyRequests)
+    lease.release()
+    assert world.admission.at_once(MODEL)
+    taken = world.admission.take_now(Want(MODEL, client="modest"))
+    assert taken is not None
+    taken.release()
+
+
 async def test_what_failed_a_request_last_is_taken_only_where_no_other_is_free() -> None:
     world = World()
     want = Want(MODEL, shun=Key("bee", "b"), again=True)

@@ -161,3 +161,16 @@ def test_no_more_go_ahead_than_was_said(
     place = [one.item for one in drained(queue)].index(99)
     batch_turns = sum(entry[1] is BATCH for entry in entries) if priority is INTERACTIVE else 0
     assert place <= said + batch_turns
+
+
+def test_places_given_up_do_not_pile_up_while_nothing_is_served() -> None:
+    queue: FairQueue[int] = FairQueue()
+    kept = ticket(0)
+    queue.push(kept)
+    for number in range(1, 1000):
+        gone = ticket(number)
+        queue.push(gone)
+        queue.discard(gone)
+    (line,) = queue._lanes[INTERACTIVE].lines.values()
+    assert len(line) < 40
+    assert [one.item for one in drained(queue)] == [0]
