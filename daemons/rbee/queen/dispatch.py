@@ -37,6 +37,7 @@ from rbee.wire.errors import (
     WorkerUnreachable,
 )
 from rbee.wire.http.client import request_headers
+from rbee.wire.http.server import decode_body
 from rbee.wire.log import log
 from rbee.wire.tasks import TaskOwner
 
@@ -87,7 +88,7 @@ class Refused:
         """The error in it, for a stream whose status line is out already."""
         try:
             return msgspec.json.decode(self.body, type=ErrorBody).error
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return ErrorInfo("PROTOCOL_ERROR", f"the worker answered HTTP status {self.status}", {}, correlation_id)
 
 
@@ -167,7 +168,7 @@ class Dispatcher:
         """Place and send ``call`` until a worker answers: at most three workers, none after a byte of an answer.
 
         A try anew is paid for by the budget. Raises what :meth:`Admission.acquire` raises, RequestTimeout,
-        WorkerUnreachable, AllSlotsBusy, WorkerFailed.
+        WorkerUnreachable, AllSlotsBusy, WorkerFailed, and InvalidRequest for a body that :func:`renamed` cannot read.
         """
         own = after(self.limits.answer_s, time.time())
         call = _without_late_deadline(call, own)
@@ -379,8 +380,8 @@ async def _refusal(response: aiohttp.ClientResponse, worker: str) -> Refused:
 
 
 def renamed(body: bytes, name: str) -> bytes:
-    """A JSON object with its ``model`` replaced, every other value byte for byte as it came."""
-    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    """A JSON object with its ``model`` replaced, every other value byte for byte as it came; raises InvalidRequest."""
+    fields = decode_body(body, dict[str, msgspec.Raw])
     if "model" not in fields:
         return body
     return msgspec.json.encode(fields | {"model": msgspec.Raw(msgspec.json.encode(name))})

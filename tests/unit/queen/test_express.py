@@ -83,6 +83,32 @@ async def test_one_connection_carries_both_kinds_in_any_order(serving: RunningQu
     assert straight(serving) == 1
 
 
+async def test_a_body_that_cannot_be_renamed_is_refused_and_holds_no_slot(
+    serving: RunningQueen, worker: WorkerPartner
+) -> None:
+    async with serving.client.put(f"{serving.url}/v2/aliases/gpt", json={"model": MODEL}) as response:
+        assert response.status == 200
+    async with connected(serving) as (reader, writer):
+        writer.write(request(body=b'{"model":"gpt","\xff":1}'))
+        answer = await read_answer(reader)
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "INVALID_REQUEST")
+        assert serving.core.admission.in_flight == 0
+        writer.write(request())
+        assert (await read_answer(reader)).status == 200
+    assert len(worker.bodies) == 1
+
+
+async def test_a_refusal_that_is_no_text_is_passed_on(serving: RunningQueen, worker: WorkerPartner) -> None:
+    refusals = [b'{"error":{"code":"\xff"}}', b'{"error":' + b"[" * 100_000]
+    async with connected(serving) as (reader, writer):
+        for body in refusals:
+            worker.refuse_with = [(400, body)]
+            writer.write(request())
+            answer = await read_answer(reader)
+            assert (answer.status, answer.body) == (400, body)
+    assert serving.core.admission.in_flight == 0
+
+
 async def test_any_token_and_any_byte_of_a_head_reach_the_worker_as_they_are(
     serving: RunningQueen, worker: WorkerPartner
 ) -> None:

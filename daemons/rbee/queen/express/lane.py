@@ -74,11 +74,15 @@ class Lane:
         trail = Trail(route, _correlation_id(head.fields.get(b"x-correlation-id")), identity.name)
         trail.came(model, asked)
         trail.placed(lease.placement)
-        core.dispatcher.budget.deposit()
-        record_authenticated(identity, correlation_id=trail.correlation_id)
         limits = core.dispatcher.limits
         limit_s = limits.stall_s if stream else limits.answer_s
-        request = self._request(head, body, lease, trail, None if stream else limits.answer_s)
+        try:
+            request = self._request(head, body, lease, trail, None if stream else limits.answer_s)
+        except RbeeError:  # the handler meets it as well, and answers with it
+            lease.release()
+            return None
+        core.dispatcher.budget.deposit()
+        record_authenticated(identity, correlation_id=trail.correlation_id)
         return Exchange(self, client, lease, trail, request, stream=stream, limit_s=limit_s)
 
     def _identity(self, authorization: bytes | None) -> Identity | None:
