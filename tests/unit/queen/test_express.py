@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 from tests.unit.queen.conftest import API_TOKEN, RunningQueen
 from tests.unit.queen.partners import MODEL, WorkerPartner, report, until
 
+from rbee.queen.express.connection import ExpressConnection
 from rbee.wire.auth import Secret
 
 CHAT = "/v1/chat/completions"
@@ -59,6 +61,36 @@ async def connected(queen: RunningQueen) -> AsyncIterator[Raw]:
         yield reader, writer
     finally:
         writer.close()
+
+
+@contextlib.asynccontextmanager
+async def unread(queen: RunningQueen) -> AsyncIterator[Raw]:
+    """A connection whose client's side holds a few kB, so that it is slow as soon as nobody reads."""
+    parts = urlsplit(queen.url)
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[ExpressConnection]:
+    """The queen's sides of all connections from now on, whose sockets hold a few kB."""
+    found: list[ExpressConnection] = []
+    connection_made = ExpressConnection.connection_made
+
+    def narrow(self: ExpressConnection, transport: asyncio.BaseTransport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        connection_made(self, transport)
+        found.append(self)
+
+    monkeypatch.setattr(ExpressConnection, "connection_made", narrow)
+    return found
 
 
 def straight(queen: RunningQueen) -> int:
@@ -231,6 +263,50 @@ async def test_a_worker_that_is_not_there_is_left_for_another(queen: RunningQuee
             writer.write(request())
             answer = await read_answer(reader)
             assert (answer.status, answer.headers["x-rbee-worker"]) == (200, "bee/b")
+
+
+async def test_a_client_that_does_not_read_its_answer_stops_no_other(
+    serving: RunningQueen, worker: WorkerPartner, made: list[ExpressConnection]
+) -> None:
+    worker.tokens = ["x" * 500_000]
+    async with unread(serving) as (slow, writer), connected(serving) as (reader, other):
+        writer.write(request())
+        await until(lambda: any(one.writing_paused for one in made))
+        assert straight(serving) == 1
+        worker.tokens = ["y"]
+        other.write(request())
+        assert (await read_answer(reader)).status == 200
+        assert (await read_answer(slow)).status == 200
+
+
+async def test_a_request_behind_an_answer_that_is_not_read_goes_the_long_way(
+    serving: RunningQueen, worker: WorkerPartner, made: list[ExpressConnection]
+) -> None:
+    worker.tokens = ["x" * 500_000]
+    async with unread(serving) as (reader, writer):
+        writer.write(request())
+        await until(lambda: any(one.writing_paused for one in made))
+        (connection,) = made
+        worker.hold = asyncio.Event()
+        writer.write(request())
+        await until(lambda: worker.running)
+        assert connection._exchange is None
+        worker.hold.set()
+        assert [(await read_answer(reader)).status for _ in range(2)] == [200, 200]
+
+
+async def test_a_client_that_reads_slowly_is_no_silence_of_the_worker(
+    serving: RunningQueen, worker: WorkerPartner, made: list[ExpressConnection]
+) -> None:
+    worker.tokens = ["x" * 200_000] * 5
+    async with unread(serving) as (reader, writer):
+        writer.write(request(body=json.dumps({"model": MODEL, "stream": True}).encode()))
+        await until(lambda: any(one.writing_paused for one in made))
+        (connection,) = made
+        exchange = connection._exchange
+        assert exchange is not None and exchange._connection is not None
+        assert exchange._connection._due == float("inf")
+        assert (await read_answer(reader)).body.endswith(b"data: [DONE]\n\n")
 
 
 async def test_an_unanswered_request_ends_at_its_limit(serving: RunningQueen, worker: WorkerPartner) -> None:

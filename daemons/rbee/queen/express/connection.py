@@ -130,8 +130,8 @@ class ExpressConnection(web.RequestHandler):
         self._hand(gathered)
 
     def _take(self, head: RequestHead, data: bytes) -> None:
-        """Let the lane have a request that is whole, else aiohttp."""
-        exchange = None if self._close else self._lane.take(self, head, data)
+        """Let the lane have a request that is whole, else aiohttp, which waits for a client that does not read."""
+        exchange = None if self._close or self._paused else self._lane.take(self, head, data)
         if exchange is None:
             self._hand(data)
             return

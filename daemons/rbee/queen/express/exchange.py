@@ -122,7 +122,7 @@ class Exchange:
             self._events = relay.WholeEvents()
 
     def piece(self, payload: bytes) -> None:
-        """Bytes of its body."""
+        """Bytes of its body; the limit starts anew before they go out, for a client that is slow suspends it."""
         if self._pieces is not None:
             self._pieces.append(payload)
             if sum(map(len, self._pieces)) > relay.WHOLE_BYTES:
@@ -130,10 +130,10 @@ class Exchange:
                 self.lost()
             return
         out = self._fed(payload)
-        if out:
-            self._pass_on(out)
         if self._connection is not None and self._stream and not self._done:
             self._connection.allow(self._limit_s)
+        if out:
+            self._pass_on(out)
 
     def _fed(self, payload: bytes) -> bytes:
         if self._events is None:
@@ -159,7 +159,8 @@ class Exchange:
         self._client.write(data + last if not sized else data)
 
     def whole(self, payload: bytes) -> None:
-        """The last bytes of its body."""
+        """The last bytes of its body; the connection that brought them may serve another request from now on."""
+        self._connection = None
         head = self._answer
         if head is None:
             return
