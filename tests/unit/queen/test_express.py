@@ -255,6 +255,25 @@ async def test_a_stop_lets_the_answer_under_way_end(serving: RunningQueen, worke
         assert await reader.read() == b""
 
 
+async def test_a_request_whose_worker_goes_away_within_a_stop_is_answered(
+    serving: RunningQueen, worker: WorkerPartner, made: list[ExpressConnection]
+) -> None:
+    worker.hold, worker.break_after = asyncio.Event(), 0
+    async with connected(serving) as (reader, writer):
+        writer.write(request())
+        await until(lambda: worker.running == 1)
+        stopping = asyncio.create_task(serving.stop())
+        await until(lambda: made[0].is_ending)
+        worker.hold.set()
+        answer = await read_answer(reader)
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (503, "WORKER_UNREACHABLE")
+        assert await reader.read() == b""
+        await asyncio.wait_for(stopping, 10)
+    assert serving.core.admission.in_flight == 0
+    trail = serving.core.recent.find(answer.headers["x-correlation-id"])
+    assert trail is not None and (trail.outcome, trail.code) == ("error", "WORKER_UNREACHABLE")
+
+
 async def test_a_worker_that_is_not_there_is_left_for_another(queen: RunningQueen, worker: WorkerPartner) -> None:
     await queen.tell(report(worker="a", url="http://127.0.0.1:9"))
     await queen.tell(report(worker="b", url=worker.url))

@@ -140,6 +140,11 @@ class ExpressConnection(web.RequestHandler):
 
     # what an exchange does
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether aiohttp would drop what it is handed: an orderly stop is under way."""
+        return self._close or self._force_close
+
     def write(self, data: bytes) -> None:
         """Send bytes of an answer."""
         if self.transport is not None:
@@ -166,7 +171,7 @@ class ExpressConnection(web.RequestHandler):
             return
         if not keep:
             self.transport.abort()
-        elif self._close or self._force_close:
+        elif self.is_ending:
             self.transport.close()
         else:
             self._next_keepalive_close_time = self._loop.time() + KEEPALIVE_S

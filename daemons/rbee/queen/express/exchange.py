@@ -12,7 +12,7 @@ from rbee.queen.express.heads import AnswerHead
 from rbee.queen.express.upstreams import Upstreams, WorkerConnection
 from rbee.queen.stories import OpenAiStory
 from rbee.queen.waiting import Lease
-from rbee.wire.errors import ProtocolError, RbeeError, RequestTimeout, WorkerFailed
+from rbee.wire.errors import ProtocolError, RbeeError, RequestTimeout, WorkerFailed, WorkerUnreachable
 from rbee.wire.log import log
 from rbee.wire.tasks import TaskOwner
 
@@ -20,7 +20,10 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Client(Protocol):
-    """The connection that a request came by."""
+    """The connection that a request came by. ``is_ending`` tells that its handlers take no request any more."""
+
+    @property
+    def is_ending(self) -> bool: ...
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
@@ -232,6 +235,10 @@ class Exchange:
         self._the_long_way()
 
     def _the_long_way(self) -> None:
+        if self._client.is_ending:
+            why = "the worker went away or refused the request, and the queen stops: ask again"
+            self._break_off(WorkerUnreachable(why, retry_after_s=2))
+            return
         self._done = True
         self._lease.release()
         self._client.go_the_long_way(self._trail)
