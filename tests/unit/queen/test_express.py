@@ -188,6 +188,12 @@ async def test_a_body_that_stops_coming_is_given_up(serving: RunningQueen, monke
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (408, "REQUEST_TIMEOUT")
 
 
+async def test_no_body_is_gathered_for_a_caller_who_is_not_known(serving: RunningQueen) -> None:
+    async with connected(serving) as (reader, writer):
+        writer.write(request(token="wrong")[:-3])
+        assert (await read_answer(reader)).status == 401
+
+
 async def test_requests_in_a_pipeline_are_answered_in_order(serving: RunningQueen, worker: WorkerPartner) -> None:
     bodies = [json.dumps({"model": MODEL, "number": number}).encode() for number in range(5)]
     async with connected(serving) as (reader, writer):

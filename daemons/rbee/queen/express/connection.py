@@ -35,8 +35,8 @@ class ExpressConnection(web.RequestHandler):
     """
 
     __slots__ = (
-        "_body_timer", "_busy", "_exchange", "_gathered", "_head", "_held", "_lane", "_left", "_over", "_stall_timer",
-        "_theirs", "_trail",
+        "_body_timer", "_busy", "_exchange", "_gathered", "_head", "_held", "_lane", "_left", "_missing", "_over",
+        "_stall_timer", "_theirs", "_trail",
     )  # fmt: skip
 
     def __init__(self, manager: web.Server, loop: asyncio.AbstractEventLoop, lane: Lane) -> None:
@@ -45,7 +45,8 @@ class ExpressConnection(web.RequestHandler):
         self._theirs = False
         self._left = 0  # bytes of the request that aiohttp has in hand which are still to come
         self._head: RequestHead | None = None
-        self._gathered = b""
+        self._gathered: list[bytes] = []
+        self._missing = 0  # bytes of the request that is gathered which are still to come
         self._body_timer: asyncio.TimerHandle | None = None
         self._exchange: Exchange | None = None
         self._busy = b""
@@ -92,8 +93,10 @@ class ExpressConnection(web.RequestHandler):
             self._hand(data)
         elif len(data) == self._left:
             self._take(head, data)
+        elif not self._lane.knows(head):
+            self._hand(data)
         else:
-            self._head, self._gathered = head, data
+            self._head, self._gathered, self._missing = head, [data], self._left - len(data)
             self._body_timer = self._loop.call_later(server.BODY_LIMIT_S, self._stop_gathering)
 
     def _idle(self) -> bool:
@@ -107,10 +110,11 @@ class ExpressConnection(web.RequestHandler):
         super().data_received(data)
 
     def _gather(self, data: bytes) -> None:
-        self._gathered += data
-        if len(self._gathered) < self._left:
+        self._gathered.append(data)
+        self._missing -= len(data)
+        if self._missing > 0:
             return
-        head, whole = self._head, self._gathered
+        head, whole = self._head, b"".join(self._gathered)
         self._done_gathering()
         if head is not None and len(whole) == self._left:
             self._take(head, whole)
@@ -118,14 +122,14 @@ class ExpressConnection(web.RequestHandler):
             self._hand(whole)
 
     def _done_gathering(self) -> None:
-        self._head, self._gathered = None, b""
+        self._head, self._gathered = None, []
         if self._body_timer is not None:
             self._body_timer.cancel()
             self._body_timer = None
 
     def _stop_gathering(self) -> None:
         """The body does not come: aiohttp's handler says so."""
-        gathered = self._gathered
+        gathered = b"".join(self._gathered)
         self._done_gathering()
         self._hand(gathered)
 

@@ -57,6 +57,10 @@ class Lane:
         plain = head.method == b"POST" and head.length and not head.odd and head.keeps_alive
         return bool(plain) and (head.target in _OPENAI or _INFER.fullmatch(head.target) is not None)
 
+    def knows(self, head: RequestHead) -> bool:
+        """Whether a body may be gathered for who calls: nobody else's is kept in memory before it is refused."""
+        return self._identity(head.fields.get(b"authorization")) is not None
+
     def take(self, client: Client, head: RequestHead, data: bytes) -> Exchange | None:
         """The exchange of a request that is here to its last byte, which holds a slot; None: it goes the long way."""
         identity = self._identity(head.fields.get(b"authorization"))
