@@ -332,6 +332,9 @@ def test_without_a_driver_the_driver_is_named_before_the_library() -> None:
         ({"do_sample": False, "temperature": 0.7}, SamplingParams(temperature=0.0)),
         ({"temperature": 0.6, "top_p": 0.9, "top_k": 20}, SamplingParams(temperature=0.6, top_p=0.9, top_k=20)),
         ({"temperature": "hot", "top_p": 3, "top_k": -1}, SamplingParams()),
+        ({"repetition_penalty": 1e-39}, SamplingParams()),
+        ({"repetition_penalty": 11}, SamplingParams()),
+        ({"repetition_penalty": 1.1}, SamplingParams(repetition_penalty=1.1)),
     ],
 )
 def test_a_model_says_how_it_wants_its_tokens_chosen(config: dict[str, object], expected: SamplingParams) -> None:

@@ -284,6 +284,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
     ({"extra_body": {"min_p": 2}}, "min_p"),
     ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
+    ({"extra_body": {"repetition_penalty": 1e-39}}, "repetition_penalty"),
     ({"extra_body": {"min_tokens": 9}, "max_tokens": 8}, "min_tokens"),
     ({"extra_body": {"min_tokens": 9}, "max_completion_tokens": 8}, "min_tokens"),
     ({"extra_body": {"ignore_eos": True}, "response_format": {"type": "json_object"}}, "ignore_eos"),

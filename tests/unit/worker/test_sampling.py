@@ -238,6 +238,17 @@ def test_a_row_that_is_not_numbers_fails_alone(bad: float) -> None:
     assert "not numbers" in str(second)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_whose_scores_overflow_under_its_penalties_fails_alone(temperature: float) -> None:
+    sampler = BatchSampler()
+    sampler.add(0, dataclasses.replace(GREEDY, temperature=temperature, repetition_penalty=1e-39), (1,))
+    sampler.add(1, GREEDY, ())
+    failed, chosen = sampler.choose([0, 1], np.stack([SCORES, SCORES]))
+    assert isinstance(failed, InferenceError)
+    assert failed.details == {"reason": "not_finite"}
+    assert chosen == Choice(1)
+
+
 def test_a_row_without_any_token_left_is_an_error() -> None:
     sampler = BatchSampler()
     sampler.add(0, GREEDY, ())

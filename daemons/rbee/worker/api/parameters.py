@@ -10,6 +10,7 @@ from msgspec import Meta
 from rbee.wire.errors import InvalidRequest, UnsupportedParameter
 from rbee.wire.http.server import decode_body, read_json
 from rbee.worker.api.structured import ResponseFormat, StructuredOutputs
+from rbee.worker.engine.penalties import LEAST_REPETITION, MOST_REPETITION
 from rbee.worker.engine.sampling import SamplingParams
 from rbee.worker.engine.text_model import TextModel
 
@@ -17,7 +18,7 @@ Temperature = Annotated[float, Meta(ge=0, le=10)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=0, le=1_000_000)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
-RepetitionPenalty = Annotated[float, Meta(gt=0, le=10)]
+RepetitionPenalty = Annotated[float, Meta(ge=LEAST_REPETITION, le=MOST_REPETITION)]
 UsePenalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from rbee.worker.engine.distribution import Scores
 
+LEAST_REPETITION, MOST_REPETITION = 0.01, 10.0
+"""The repetition penalties that are honoured: a smaller one divides a score past what a float holds."""
 _FIRST_ROOM = 64
 
 
@@ -49,7 +51,8 @@ class UsedTokens:
         ids, uses = self._ids[:size][known], self._uses[:size][known]
         values = scores[ids]
         factor = np.float32(self._penalties.repetition)
-        values = np.where(values > 0, values / factor, values * factor)
+        with np.errstate(over="ignore"):  # what overflows is told of by who chooses
+            values = np.where(values > 0, values / factor, values * factor)
         values -= np.float32(self._penalties.frequency) * uses + np.float32(self._penalties.presence) * (uses > 0)
         scores[ids] = values
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rbee.wire.errors import GrammarFailed, InferenceError
 from rbee.worker.engine.distribution import Cut, Scores, TokenIds, best_tokens, draw, draw_from, log_total
-from rbee.worker.engine.penalties import Penalties, UsedTokens
+from rbee.worker.engine.penalties import LEAST_REPETITION, MOST_REPETITION, Penalties, UsedTokens
 
 __all__ = ["BatchSampler", "Choice", "Grammar", "Matcher", "Need", "NeedKind", "SamplingParams", "Scores"]
 
@@ -84,12 +84,14 @@ def default_sampling(generation_config: Mapping[str, Any]) -> SamplingParams:
     temperature, top_p = generation_config.get("temperature"), generation_config.get("top_p")
     top_k, min_p = generation_config.get("top_k"), generation_config.get("min_p")
     repetition = generation_config.get("repetition_penalty")
+    if not isinstance(repetition, int | float) or not LEAST_REPETITION <= repetition <= MOST_REPETITION:
+        repetition = 1.0
     return SamplingParams(
         temperature=float(temperature) if isinstance(temperature, int | float) and temperature >= 0 else 1.0,
         top_p=float(top_p) if isinstance(top_p, int | float) and 0 < top_p <= 1 else 1.0,
         top_k=top_k if isinstance(top_k, int) and top_k >= 0 else 0,
         min_p=float(min_p) if isinstance(min_p, int | float) and 0 <= min_p <= 1 else 0.0,
-        repetition_penalty=float(repetition) if isinstance(repetition, int | float) and repetition > 0 else 1.0,
+        repetition_penalty=float(repetition),
     )
 
 
@@ -184,7 +186,10 @@ class _Row:
             # arithmetic on the whole row: picking out what is forbidden costs ten times as much
             with np.errstate(over="ignore"):
                 adjusted += (~self._matcher.allowed(len(adjusted))).astype(np.float32) * FORBIDDEN
-        if not adjusted.max() > FORBIDDEN / 2:
+        best = adjusted.max()
+        if np.isnan(best) or best == np.inf:
+            raise _not_numbers()
+        if best <= FORBIDDEN / 2:
             raise GrammarFailed("no token is left that the request's grammar and bias allow: loosen them")
         return adjusted
 
