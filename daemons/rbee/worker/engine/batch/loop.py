@@ -54,7 +54,7 @@ class BatchLoop:
         try:
             while self._turn():
                 pass
-        except Exception as error:  # noqa: BLE001 - the thread's last edge: nobody may wait for it in vain
+        except BaseException as error:  # noqa: BLE001 - the thread's last edge (a library's panic is no Exception)
             self._fail(error)
 
     def _turn(self) -> bool:
@@ -73,7 +73,7 @@ class BatchLoop:
             self._step_began = None
         return True
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         LOGGER.critical("the batch's thread failed", exc_info=error)
         lost = [*self._stepper.rows, *self._mailbox.close()]
         _tell([(row, _ended()) for row in lost])
