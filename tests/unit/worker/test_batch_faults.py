@@ -1,14 +1,19 @@
 """What fails in the midst of a batch: rows go on from where they were, and nobody waits for a thread that ended."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 import pytest
 from tests.unit.worker.batches import Small, tiny
 
+from rbee.keeper.demo.decoder import build as build_talk
 from rbee.wire.errors import InferenceError, InternalError
+from rbee.worker.engine.batch import growing as growing_decoder
+from rbee.worker.engine.batch.decoders import BatchDecoder, Chunk, Token
 from rbee.worker.engine.batch.loop import BatchLoop
 from rbee.worker.engine.batch.row import ChoiceStream, Row
+from rbee.worker.engine.decoder import run_options
 from rbee.worker.engine.generation import GenerateRequest
 from rbee.worker.engine.sampling import SamplingParams
 
@@ -16,6 +21,68 @@ from rbee.worker.engine.sampling import SamplingParams
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Small:
     return tiny(tmp_path_factory.mktemp("tiny"), "fp32")
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    folder = tmp_path_factory.mktemp("talk")
+    build_talk(folder, features=1536)  # the least that it takes: how fast it is matters here
+    return Small.load(folder, 0)
+
+
+class FailingRun:
+    """Runs of a session, of which the one after ``good`` good ones fails, once."""
+
+    def __init__(self, run: Callable[..., None], good: int) -> None:
+        self._run = run
+        self._left = good
+
+    def __call__(self, *given: object) -> None:
+        self._left -= 1
+        if self._left == -1:
+            raise InferenceError("this run failed")
+        self._run(*given)
+
+
+def best(decoder: BatchDecoder, tokens: Sequence[Token]) -> list[int]:
+    return [int(row.argmax()) for row in decoder.step(tokens, run_options()).whole()]
+
+
+TEXTS = {0: (5, 6, 7), 1: (9, 8)}
+
+
+async def test_a_row_of_its_own_is_not_read_twice_where_another_failed(
+    growing: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = growing.batch().decoder
+    chunks = [Chunk(key, 0, tokens) for key, tokens in TEXTS.items()]
+    for key in TEXTS:
+        decoder.open(key, 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(growing_decoder, "run_bound", FailingRun(growing_decoder.run_bound, 1))
+        with pytest.raises(InferenceError):
+            decoder.read(chunks, run_options())
+    for chunk in chunks:
+        decoder.read([chunk], run_options())
+    monkeypatch.setattr(decoder, "_together", False)  # as on a device
+    tokens = [Token(key, len(text), 11) for key, text in TEXTS.items()]
+    with monkeypatch.context() as patch:
+        patch.setattr(growing_decoder, "run_bound", FailingRun(growing_decoder.run_bound, 1))
+        with pytest.raises(InferenceError):
+            decoder.step(tokens, run_options())
+    found = [best(decoder, [token])[0] for token in tokens]
+    assert found == [growing.alone((*text, 11), 1)[0] for text in TEXTS.values()]
+    assert [decoder.save(key, 0, len(text) + 1)[0][0].shape[1] for key, text in TEXTS.items()] == [4, 3]
+
+
+async def test_shared_rows_whose_scores_were_lost_decode_the_same_token_again(shared: Small) -> None:
+    decoder = shared.batch().decoder
+    for key, text in TEXTS.items():
+        decoder.open(key, 8)
+        decoder.read([Chunk(key, 0, text)], run_options())
+    tokens = [Token(key, len(text), 11) for key, text in TEXTS.items()]
+    decoder.step(tokens, run_options())
+    assert best(decoder, tokens) == [shared.alone((*text, 11), 1)[0] for text in TEXTS.values()]
 
 
 class LibraryPanicError(BaseException):

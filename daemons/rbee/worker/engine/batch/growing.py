@@ -69,7 +69,10 @@ class GrowingDecoder:
         ids = np.array([[token.token] for token in tokens])
         if len(keys) > 1 and self._together:
             return HostScores(self._run(self._gathered(keys), ids, options))
-        rows = [self._run(self._own(key), ids[index : index + 1], options) for index, key in enumerate(keys)]
+        rows = [
+            self._run(self._own(token.key, token.start), ids[index : index + 1], options)
+            for index, token in enumerate(tokens)
+        ]
         return HostScores(np.concatenate(rows))
 
     def save(self, key: int, start: int, stop: int) -> list[HostBlock]:
@@ -86,7 +89,7 @@ class GrowingDecoder:
         self._alone[key] = _Caches((key,), [length], values, length)
 
     def _read(self, chunk: Chunk, options: RunOptions) -> Scores:
-        caches = self._own(chunk.key)
+        caches = self._own(chunk.key, chunk.start)
         for start in range(0, len(chunk.tokens), MOST_TOKENS):
             scores = self._run(caches, np.array([chunk.tokens[start : start + MOST_TOKENS]]), options)
         return scores
@@ -95,10 +98,15 @@ class GrowingDecoder:
     def _nothing(pair: CachePair) -> Array:
         return np.zeros(pair.empty_shape, numpy_type(pair.element))
 
-    def _own(self, key: int) -> _Caches:
+    def _own(self, key: int, start: int) -> _Caches:
+        """A row's own cache of ``start`` tokens: what a run that failed for another row had added to it is cut off."""
         if key not in self._alone:
             self._part(self._batch)
-        return self._alone[key]
+        caches = self._alone[key]
+        if caches.width > start:
+            values = [np.ascontiguousarray(_array(value)[:, :, :start]) for value in caches.values]
+            caches = self._alone[key] = _Caches((key,), [start], values, start)
+        return caches
 
     def _gathered(self, keys: tuple[int, ...]) -> _Caches:
         """The batch of exactly these rows."""

@@ -89,6 +89,8 @@ class SharedDecoder:
         self._close_ranks([token.key for token in tokens])
         slots = [self._slots.index(token.key) for token in tokens]
         count = max(slots) + 1
+        for slot, token in zip(slots, tokens, strict=True):
+            self._lengths[slot] = token.start  # an earlier run whose scores could not be had may have counted on
         self._inputs.set(self._lengths[:count], {slot: each.token for slot, each in zip(slots, tokens, strict=True)})
         run_bound(self._session, self._binding(count), options)
         for slot, token in zip(slots, tokens, strict=True):
