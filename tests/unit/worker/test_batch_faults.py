@@ -1,7 +1,7 @@
 """What fails in the midst of a batch: rows go on from where they were, and nobody waits for a thread that ended."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 
 import pytest
@@ -10,6 +10,7 @@ from tests.unit.worker.batches import Small, tiny
 from rbee.keeper.demo.decoder import build as build_talk
 from rbee.wire.errors import InferenceError, InternalError
 from rbee.worker.engine.batch import growing as growing_decoder
+from rbee.worker.engine.batch import shared as shared_decoder
 from rbee.worker.engine.batch.decoders import BatchDecoder, Chunk, Token
 from rbee.worker.engine.batch.loop import BatchLoop
 from rbee.worker.engine.batch.row import ChoiceStream, Row
@@ -83,6 +84,31 @@ async def test_shared_rows_whose_scores_were_lost_decode_the_same_token_again(sh
     tokens = [Token(key, len(text), 11) for key, text in TEXTS.items()]
     decoder.step(tokens, run_options())
     assert best(decoder, tokens) == [shared.alone((*text, 11), 1)[0] for text in TEXTS.values()]
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+async def test_a_late_row_in_the_highest_slot_takes_no_more_room_than_was_reckoned(
+    shared: Small, on_device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = (shared.as_on_device() if on_device else shared).batch(rows=6).decoder
+    assert isinstance(decoder, shared_decoder.SharedDecoder)
+    for key in range(6):
+        decoder.open(key, 8)
+    late = (5, 6, 7)
+    decoder.read([Chunk(5, 0, late)], run_options())
+    for key in range(5):
+        decoder.close(key)
+    sizes: list[int] = []
+    resize = decoder._kv.resize
+
+    def told(slots: int, capacity: int, held: Mapping[int, int]) -> None:
+        sizes.append(slots * capacity * decoder.token_bytes)
+        resize(slots, capacity, held)
+
+    monkeypatch.setattr(decoder._kv, "resize", told)
+    decoder.open(6, 300)
+    assert sizes == [decoder.size(2, 300)]
+    assert best(decoder, [Token(5, 3, 11)]) == shared.alone((*late, 11), 1)
 
 
 class LibraryPanicError(BaseException):

@@ -60,8 +60,7 @@ class SharedDecoder:
     def open(self, key: int, tokens: int) -> None:
         """See BatchDecoder. The room for the whole prompt is made at once: each time that it grows, all rows wait."""
         if None not in self._slots or tokens >= self._capacity:
-            held = [slot for slot, each in enumerate(self._slots) if each is not None]
-            self._resize(max(held, default=-1) + 2, max([tokens, *self._rooms, *self._lengths]) + 1)
+            self._resize(1, max([tokens, *self._rooms, *self._lengths]) + 1)
         slot = self._slots.index(None)
         self._slots[slot], self._lengths[slot], self._rooms[slot] = key, 0, tokens
 
@@ -113,11 +112,15 @@ class SharedDecoder:
         # one more than is held: a slot that is computed without decoding writes behind its last token
         need = max([tokens, *self._rooms, *self._lengths]) + 1
         if need > self._capacity:
-            self._resize(1 + max(slot for slot, key in enumerate(self._slots) if key is not None), need)
+            self._resize(0, need)
 
-    def _resize(self, slots: int, capacity: int) -> None:
-        """Make the buffers fit: free slots at the end and room that nobody needs now are given back."""
-        slots, capacity = rounded(slots, 1, self._most_slots), rounded(capacity, SMALLEST_CAPACITY, self._context)
+    def _resize(self, more: int, capacity: int) -> None:
+        """Make the buffers fit the rows that are held and ``more``: free slots and room that nobody needs go back."""
+        held = [key for key in self._slots if key is not None]
+        if held:
+            self._close_ranks(held)  # one late row in the highest slot would keep all those below it
+        slots = rounded(min(len(held) + more, self._most_slots), 1, self._most_slots)
+        capacity = rounded(capacity, SMALLEST_CAPACITY, self._context)
         self._bindings.clear()  # they point into the old buffers
         self._kv.resize(slots, capacity, {slot: length for slot, length in enumerate(self._lengths) if length})
         self._capacity = capacity
@@ -126,15 +129,16 @@ class SharedDecoder:
         self._rooms = [*self._rooms, *[0] * slots][:slots]
         self._inputs = _StepInputs(self._layout, slots, self._capacity)
 
-    def _close_ranks(self, decoding: Sequence[int]) -> None:
-        """Move decoding rows from the highest slots into free ones below them."""
-        wanted = set(decoding)
+    def _close_ranks(self, keys: Sequence[int]) -> None:
+        """Move the rows of ``keys`` from the highest slots into free ones below them."""
+        wanted = set(keys)
         while None in self._slots:
             free = self._slots.index(None)
             highest = max(slot for slot, key in enumerate(self._slots) if key in wanted)
             if free > highest:
                 return
-            self._kv.move(highest, free, self._lengths[highest])
+            if self._lengths[highest]:
+                self._kv.move(highest, free, self._lengths[highest])
             self._slots[free], self._slots[highest] = self._slots[highest], None
             self._lengths[free], self._lengths[highest] = self._lengths[highest], 0
             self._rooms[free], self._rooms[highest] = self._rooms[highest], 0
