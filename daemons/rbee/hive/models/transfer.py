@@ -64,7 +64,7 @@ class Transfer:
                     await self._receive(file, sink, on_size)
                 return await _checked(sink, file)
             finally:
-                await asyncio.shield(asyncio.to_thread(sink.close))
+                await _to_its_end(sink.close)
 
         return await self._tries.run(attempt, file.path)
 
@@ -116,17 +116,37 @@ class Transfer:
                 if file.size is not None and size > file.size:
                     raise DownloadFailed(f"the source sends more than the {file.size} bytes that it had told of")
                 if len(buffer) >= _WRITE_CHUNK:
-                    await asyncio.to_thread(sink.write, bytes(buffer))
-                    buffer.clear()
+                    await _written(sink, buffer)
                 await self._throttle.take(len(chunk))
         finally:
             # what came before the connection broke is worth keeping: the next try goes on from it
             if buffer:
-                await asyncio.shield(asyncio.to_thread(sink.write, bytes(buffer)))
+                await _written(sink, buffer)
 
     async def _next(self, response: aiohttp.ClientResponse) -> bytes:
         async with asyncio.timeout(self._stall_s):
             return await response.content.readany()
+
+
+async def _written(sink: Sink, buffer: bytearray) -> None:
+    """Take what is in ``buffer`` to the file; taken out first, so that no way out of here writes it twice."""
+    data = bytes(buffer)
+    buffer.clear()
+    await _to_its_end(lambda: sink.write(data))
+
+
+async def _to_its_end(work: Callable[[], None]) -> None:
+    """Do ``work`` in a thread; a cancellation is heard when it has ended, as the file is not to be touched before."""
+    task = asyncio.create_task(asyncio.to_thread(work))
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from task.exception()
+    task.result()
 
 
 async def _checked(sink: Sink, file: RemoteFile) -> tuple[int, str]:
