@@ -54,9 +54,10 @@ _CONNECT_LIMIT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request for a model: ``path`` gives the worker's route, ``asked`` is the model's name in ``body``.
+    """A request for a model: ``path`` gives the worker's route, ``asked`` is the model's name as the client wrote it.
 
-    ``request_id`` set means that the worker can be told to cancel it (DELETE /v1/inference/R).
+    ``names_model`` tells whether it is a field of ``body``, which then has the worker's name for it. ``request_id`` set
+    means that the worker can be told to cancel it (DELETE /v1/inference/R).
     """
 
     model: str
@@ -72,6 +73,7 @@ class Call:
     request_id: str | None = None
     method: str = "POST"
     priority: Priority = Priority.INTERACTIVE
+    names_model: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,8 +295,9 @@ class Dispatcher:
 
     @staticmethod
     def _body(call: Call, worker: Worker) -> bytes | io.BytesIO:
-        name = worker.report.model
-        body = call.body if name is None or name == call.asked else renamed(call.body, name)
+        name, body = worker.report.model, call.body
+        if call.names_model and name is not None and name != call.asked:
+            body = renamed(body, name)
         return io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body  # a large one goes out in pieces
 
     def _headers(self, call: Call, worker: Worker) -> dict[str, str]:

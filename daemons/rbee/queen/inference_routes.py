@@ -1,6 +1,7 @@
 """Routes that run a model: OpenAI's, Open Inference's, the typed stream, and tasks."""
 
 import asyncio
+import dataclasses
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,6 +93,7 @@ class InferenceRoutes:
             only_version(request)
             ask = await self._read(request, account, request.match_info["model"])
             call = _call(ask, account, lambda worker: f"{model_path(worker, ask.asked)}/infer")
+            call = dataclasses.replace(call, names_model=False)
             return await self._answer(request, call, OpenAiStory(), account)
 
     @operation(media=(EVENTS,), body=Head, headers=REQUEST_HEADERS)

@@ -95,6 +95,18 @@ async def test_a_refusal_of_the_worker_reaches_the_client_unchanged(
     assert serving.state() is WorkerState.IDLE
 
 
+@pytest.mark.parametrize("way", [{}, {"X-Rbee-Priority": "batch"}], ids=["straight", "long"])
+async def test_tensors_asked_for_by_an_alias_go_on_as_they_are(
+    serving: RunningQueen, worker: WorkerPartner, way: dict[str, str]
+) -> None:
+    async with serving.client.put(f"{serving.url}/v2/aliases/gpt", json={"model": MODEL}) as response:
+        assert response.status < 300
+    head = {"Inference-Header-Content-Length": "2", "Content-Type": "application/octet-stream", **way}
+    async with serving.client.post(f"{serving.url}/v2/models/gpt/infer", data=b"{}\xff\x01", headers=head) as response:
+        await response.read()
+    assert worker.bodies == [b"{}\xff\x01"]
+
+
 async def test_an_alias_is_rewritten_and_nothing_else(serving: RunningQueen, worker: WorkerPartner) -> None:
     async with serving.client.put(f"{serving.url}/v2/aliases/gpt", json={"model": MODEL}) as response:
         assert response.status == 200
