@@ -11,6 +11,7 @@ from rbee.worker.engine.generation import GenerateRequest
 from rbee.worker.engine.grammar import GrammarCompiler
 from rbee.worker.engine.sampling import SamplingParams
 from rbee.worker.engine.text_row import TextRow
+from rbee.worker.engine.tokenise import vocabulary_size
 from rbee.worker.engine.tokens import TokenTexts
 from rbee.worker.engine.tools import detect
 
@@ -34,17 +35,13 @@ class TextModel:
         tool_format: ToolFormat | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self.vocabulary = vocabulary_size(tokenizer)  # every token id is below it
         self.eos_ids = eos_ids
         self.context_length = context_length or DEFAULT_CONTEXT
         self.sampling = sampling or SamplingParams()
         self._texts = TokenTexts(tokenizer)
         self._template = template
         self.tool_format = tool_format or (detect(template.source) if template is not None else None)
-
-    @cached_property
-    def vocabulary(self) -> int:
-        """How many token ids there are, added ones included."""
-        return self.tokenizer.get_vocab_size(with_added_tokens=True)
 
     @cached_property
     def grammars(self) -> GrammarCompiler:

@@ -47,6 +47,11 @@ def load_tokenizer(folder: Path) -> "tuple[Tokenizer, int | None]":
     return tokenizer, None if truncation is None else int(truncation["max_length"])
 
 
+def vocabulary_size(tokenizer: "Tokenizer") -> int:
+    """The highest token id and one more, added tokens included: there may be fewer tokens, with gaps between ids."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
 def length_rule(facts: FolderFacts, declared_truncation: int | None, context_length: int | None) -> LengthRule:
     """The rule for an encoder. ``declared_truncation`` is tokenizer.json's own max_length, if it has one.
 
@@ -75,7 +80,7 @@ class TextReader:
     def __init__(self, tokenizer: "Tokenizer", rule: LengthRule) -> None:
         self._tokenizer = tokenizer
         self._rule = rule
-        self._vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
+        self._vocabulary = vocabulary_size(tokenizer)
 
     def rows(self, texts: Sequence[str | Sequence[int]], truncate: bool | None) -> list[TokenRow]:
         """The tokens of each of ``texts`` (strings or token ids).
