@@ -10,14 +10,16 @@ from aiohttp import web
 from msgspec import Meta
 
 from rbee.wire.errors import InvalidRequest
-from rbee.wire.http.server import json_response
 from rbee.wire.worker_spec import Task
 from rbee.worker.api.parameters import read_parameters
-from rbee.worker.engine.embed import Embedder
+from rbee.worker.engine.embed import Embedded, Embedder
 from rbee.worker.engine.encoder import Floats
+from rbee.worker.engine.runner import Runner
 from rbee.worker.service import REQUEST_ID_HEADER, WorkerService, client_of, deadline_of, request_id_of
 
 MOST_INPUTS = 2048
+LARGE = 16_384
+"""So many floats are written in about a millisecond, for which the event loop may be held."""
 Inputs = Annotated[list[str | int | list[int]], Meta(min_length=1, max_length=100_000)]
 
 
@@ -43,7 +45,8 @@ class EmbeddingsRoutes:
 
     async def embed(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/embeddings."""
-        served = self._service.model_for(Task.EMBED).model.served
+        model = self._service.model_for(Task.EMBED).model
+        served = model.served
         if not isinstance(served, Embedder):
             raise InvalidRequest("this worker does not embed texts")
         body = await read_parameters(request, EmbeddingsBody)
@@ -57,23 +60,34 @@ class EmbeddingsRoutes:
         async with slot as running:
             found = await served.embed(texts, dimensions=body.dimensions, truncate=body.truncate)
             running.tokens = found.prompt_tokens
-        self._service.metrics.inference.observe(time.monotonic() - started)
-        self._service.metrics.tokens.labels("prompt").inc(found.prompt_tokens)
-        data = [
-            {"object": "embedding", "index": index, "embedding": vector}
-            for index, vector in enumerate(_encoded(found.vectors, body.encoding_format))
-        ]
-        usage = {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens}
-        answer = {"object": "list", "data": data, "model": self._service.definition.model, "usage": usage}
-        return json_response(answer, headers={REQUEST_ID_HEADER: request_id})
+            self._service.metrics.inference.observe(time.monotonic() - started)
+            self._service.metrics.tokens.labels("prompt").inc(found.prompt_tokens)
+            answer = await _written(found, body.encoding_format, self._service.definition.model, model.runner)
+        return web.Response(body=answer, content_type="application/json", headers={REQUEST_ID_HEADER: request_id})
 
 
-def _encoded(vectors: Floats, encoding: str) -> list[list[float]] | list[str]:
+async def _written(found: Embedded, encoding: str, model: str, runner: Runner) -> bytes:
+    """The answer's body, written in a thread of ``runner`` where it is large."""
+    if found.vectors.size <= LARGE:
+        return _answer(found, encoding, model)
+    return await runner.step(lambda _: _answer(found, encoding, model))
+
+
+def _answer(found: Embedded, encoding: str, model: str) -> bytes:
+    # vector by vector: one call for all of them would hold the interpreter, and the event loop with it, until its end
+    data = [
+        {"object": "embedding", "index": index, "embedding": _encoded(vector, encoding)}
+        for index, vector in enumerate(found.vectors)
+    ]
+    usage = {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens}
+    return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
+
+
+def _encoded(vector: Floats, encoding: str) -> msgspec.Raw:
     if encoding == "base64":
-        little = vectors.astype(np.dtype("<f4"))
-        return [base64.b64encode(vector.tobytes()).decode("ascii") for vector in little]
-    rows: list[list[float]] = vectors.tolist()
-    return rows
+        little = vector.astype(np.dtype("<f4")).tobytes()
+        return msgspec.Raw(msgspec.json.encode(base64.b64encode(little).decode("ascii")))
+    return msgspec.Raw(msgspec.json.encode(vector.tolist()))
 
 
 def _texts(given: str | list[str | int | list[int]]) -> list[str] | list[list[int]]:
