@@ -236,7 +236,7 @@ def too_large(house: TwoHives, case: Case) -> None:
     assert (case.answer.status, case.answer.error["code"]) == (503, "INSUFFICIENT_RAM"), case.answer.body
     details = case.answer.error["details"]
     assert details["required_ram_mb"] > 2 * details["available_ram_mb"] > 0
-    assert details["model_ref"] == f"file://{house.huge}"
+    assert details["model_ref"] == house.huge.name  # where a folder lies is its machine's business
 
 
 @then("the node is named with its numbers")
