@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.behaviour.support.house import House
+from tests.behaviour.support.model_source import ModelSource
 from tests.behaviour.support.stack import Stack
 from tests.machines.testbed import Machine, project
 
@@ -41,6 +42,14 @@ def shared_stack(models: Path) -> Iterator[Stack]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def source() -> Iterator[ModelSource]:
+    """A source of models, which a scenario fills and breaks as it likes."""
+    made = ModelSource().start()
+    yield made
+    made.close()
 
 
 @pytest.fixture

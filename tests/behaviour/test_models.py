@@ -49,13 +49,6 @@ class Case:
     own: str = ""
 
 
-@pytest.fixture
-def source() -> Iterator[ModelSource]:
-    made = ModelSource().start()
-    yield made
-    made.close()
-
-
 @given("a source of models, and queen and hive that fetch from it", target_fixture="case")
 def fetching(stack: Stack, source: ModelSource, models: Path, tmp_path: Path) -> Case:
     tiny = models / "tiny-tensor"

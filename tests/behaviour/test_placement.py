@@ -43,13 +43,6 @@ class Case:
 
 
 @pytest.fixture
-def source() -> Iterator[ModelSource]:
-    made = ModelSource().start()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def house(models: Path) -> Iterator[TwoHives]:
     made = TwoHives(models)
     yield made

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,8 @@ NEAR = {"fp32": 0.99999, "fp16": 0.9999, "int8": 0.999, "int4": 0.95}
 
 
 @pytest.fixture(scope="module")
-def stack(models: Path) -> Iterator[Stack]:
-    made = Stack(models)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
+def stack(shared_stack: Stack) -> Stack:
+    return shared_stack
 
 
 def _worker_of(stack: Stack, model: str) -> str:
