@@ -10,18 +10,19 @@ from pathlib import Path
 
 import msgspec
 
-from rbee.queen.admission import Admission
-from rbee.queen.affinity import Affinity
+from rbee.queen.admission.admission import Admission
+from rbee.queen.admission.clients import Clients
+from rbee.queen.admission.policy import Policy
+from rbee.queen.admission.rates import RetryBudget
 from rbee.queen.aliases import Aliases
-from rbee.queen.clients import Clients
 from rbee.queen.config import QueenConfig, RequestLimits
 from rbee.queen.database import HiveRow
-from rbee.queen.dispatch import Dispatcher, SendLimits
 from rbee.queen.events import EventHub
-from rbee.queen.explain import Recent
 from rbee.queen.express.upstreams import Upstreams
-from rbee.queen.fallback import Fallback
-from rbee.queen.hive_client import HiveClient
+from rbee.queen.hives.client import HiveClient
+from rbee.queen.hives.fallback import Fallback
+from rbee.queen.hives.sessions import Sessions
+from rbee.queen.hives.starter import Starter
 from rbee.queen.metrics import QueenMetrics
 from rbee.queen.nodes.book import Nodes
 from rbee.queen.nodes.enrolment import Enrolments
@@ -30,15 +31,14 @@ from rbee.queen.nodes.tokens import HIVE_API, WORKER_API, PresentedTokens
 from rbee.queen.placement.declared import DeclaredModels
 from rbee.queen.placement.placements import Placements
 from rbee.queen.placement.room import Room
-from rbee.queen.policy import Policy
-from rbee.queen.rates import RetryBudget
-from rbee.queen.registry import Registry
-from rbee.queen.routing import Key
-from rbee.queen.rows import Change, Hive, SilenceLimits
-from rbee.queen.sessions import Sessions
-from rbee.queen.starter import Starter
+from rbee.queen.registry.registry import Registry
+from rbee.queen.registry.rows import Change, Hive, SilenceLimits
+from rbee.queen.requests.dispatch import Dispatcher, SendLimits
+from rbee.queen.requests.explain import Recent
+from rbee.queen.requests.tasks import TaskRegistry
+from rbee.queen.routing.affinity import Affinity
+from rbee.queen.routing.decision import Key
 from rbee.queen.store import Store
-from rbee.queen.tasks import TaskRegistry
 from rbee.wire.auth import Secret
 from rbee.wire.http.client import client_session
 from rbee.wire.log import log

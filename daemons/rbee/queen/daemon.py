@@ -21,13 +21,13 @@ from rbee.queen.config import QueenConfig, check_public_url
 from rbee.queen.core import Core, OutgoingTokens, states
 from rbee.queen.express.connection import ExpressConnection
 from rbee.queen.express.lane import Lane
-from rbee.queen.hive_routes import HiveRoutes
-from rbee.queen.inference_routes import OPENAI_ROUTES, InferenceRoutes
-from rbee.queen.model_routes import ModelRoutes
 from rbee.queen.nodes.routes import NodeRoutes
-from rbee.queen.reply import CARRIED, name_times
-from rbee.queen.status_routes import StatusRoutes, problems
-from rbee.queen.worker_routes import WorkerRoutes
+from rbee.queen.requests.reply import CARRIED, name_times
+from rbee.queen.routes.hives import HiveRoutes
+from rbee.queen.routes.inference import OPENAI_ROUTES, InferenceRoutes
+from rbee.queen.routes.models import ModelRoutes
+from rbee.queen.routes.status import StatusRoutes, problems
+from rbee.queen.routes.workers import WorkerRoutes
 from rbee.wire.auth import Role, Secret, TokenVerifier
 from rbee.wire.errors import ConfigError
 from rbee.wire.http.openapi import DocumentRoute

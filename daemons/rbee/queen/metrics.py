@@ -6,9 +6,9 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from rbee.queen.breaker import BreakerState
-from rbee.queen.placing_metrics import PlacingMetrics
-from rbee.queen.registry import Registry
+from rbee.queen.registry.registry import Registry
+from rbee.queen.routing.breaker import BreakerState
+from rbee.queen.routing.metrics import PlacingMetrics
 from rbee.wire.http.counts import Counts
 from rbee.wire.http.durations import Durations
 from rbee.wire.http.metrics import DURATION_BUCKETS, HOP_BUCKETS, HttpMetrics

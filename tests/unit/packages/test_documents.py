@@ -22,8 +22,8 @@ from rbee.keeper.main import COMMANDS, cli
 from rbee.keeper.settings import KeeperConfig
 from rbee.queen.config import QueenConfig
 from rbee.queen.metrics import QueenMetrics
-from rbee.queen.registry import Registry
-from rbee.queen.rows import SilenceLimits
+from rbee.queen.registry.registry import Registry
+from rbee.queen.registry.rows import SilenceLimits
 from rbee.wire.worker_spec import WorkerSpec
 from rbee.worker.definition import WorkerDefaults
 from rbee.worker.metrics import WorkerMetrics

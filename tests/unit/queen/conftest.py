@@ -20,7 +20,7 @@ from rbee.host.notify import Notifier
 from rbee.queen.config import QueenConfig
 from rbee.queen.core import Core
 from rbee.queen.daemon import QueenDaemon
-from rbee.queen.routing import Key
+from rbee.queen.routing.decision import Key
 from rbee.wire.auth import Secret
 from rbee.wire.http.client import client_session
 from rbee.wire.messages import Heartbeat, WorkerReport, WorkerState

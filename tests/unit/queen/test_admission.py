@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from tests.unit.queen.partners import MODEL, report
 
-from rbee.queen.admission import Admission
-from rbee.queen.affinity import Affinity
-from rbee.queen.clients import Clients
+from rbee.queen.admission.admission import Admission
+from rbee.queen.admission.clients import Clients
+from rbee.queen.admission.fair import Priority
+from rbee.queen.admission.policy import Policy, WaitLimits
+from rbee.queen.admission.waiting import Lease, Want
 from rbee.queen.config import ClientLimits
-from rbee.queen.fair import Priority
-from rbee.queen.placing_metrics import PlacingMetrics
-from rbee.queen.policy import Policy, WaitLimits
-from rbee.queen.registry import Registry
-from rbee.queen.routing import Key
-from rbee.queen.rows import SilenceLimits
-from rbee.queen.waiting import Lease, Want
+from rbee.queen.registry.registry import Registry
+from rbee.queen.registry.rows import SilenceLimits
+from rbee.queen.routing.affinity import Affinity
+from rbee.queen.routing.decision import Key
+from rbee.queen.routing.metrics import PlacingMetrics
 from rbee.wire.errors import RbeeError, TooManyRequests
 from rbee.wire.messages import WorkerState
 

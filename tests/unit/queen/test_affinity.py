@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbee.queen.affinity import LENGTHS, MOST_HOLDERS, Affinity, Holder, beginnings
-from rbee.queen.routing import Key
-from rbee.queen.work import estimate
+from rbee.queen.admission.work import estimate
+from rbee.queen.routing.affinity import LENGTHS, MOST_HOLDERS, Affinity, Holder, beginnings
+from rbee.queen.routing.decision import Key
 
 A, B = (Key("bee", "a"), "life-a"), (Key("bee", "b"), "life-b")
 

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.queen.conftest import Configured, RunningQueen
 from tests.unit.queen.partners import MODEL, WorkerPartner, report, until
 
-from rbee.queen.explain import NO_WORKER, Recent, Trail
+from rbee.queen.requests.explain import NO_WORKER, Recent, Trail
 
 CHAT = "/v1/chat/completions"
 TIMES = ("X-Rbee-Queue-Ms", "X-Rbee-Overhead-Ms")

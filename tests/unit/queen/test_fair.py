@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbee.queen.fair import BATCH_EVERY, FairQueue, Priority, Ticket
+from rbee.queen.admission.fair import BATCH_EVERY, FairQueue, Priority, Ticket
 
 INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH
 

@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.queen.partners import report
 
-from rbee.queen.breaker import FAILURES, FIRST_OPEN_S, MOST_OPEN_S, Breaker, BreakerState
-from rbee.queen.clients import MOST_REMEMBERED, Clients
+from rbee.queen.admission.clients import MOST_REMEMBERED, Clients
+from rbee.queen.admission.fair import Priority
+from rbee.queen.admission.loads import KEPT, LoadTimes
+from rbee.queen.admission.rates import RetryBudget, ServiceTimes, retry_after_s
 from rbee.queen.config import ClientLimits
-from rbee.queen.fair import Priority
-from rbee.queen.loads import KEPT, LoadTimes
-from rbee.queen.rates import RetryBudget, ServiceTimes, retry_after_s
-from rbee.queen.routing import Key
+from rbee.queen.routing.breaker import FAILURES, FIRST_OPEN_S, MOST_OPEN_S, Breaker, BreakerState
+from rbee.queen.routing.decision import Key
 from rbee.wire.errors import TooManyRequests
 from rbee.wire.messages import Progress, WorkerState
 

@@ -14,11 +14,11 @@ import pytest
 from tests.unit.queen.conftest import API_TOKEN, Configured, Fields, RunningQueen
 from tests.unit.queen.partners import MODEL, WorkerPartner, report, until
 
-from rbee.queen.dispatch import Call, Upstream, renamed
-from rbee.queen.explain import Trail
-from rbee.queen.passage import Account, carry
-from rbee.queen.relay import WholeEvents
-from rbee.queen.stories import TypedStory
+from rbee.queen.requests.dispatch import Call, Upstream, renamed
+from rbee.queen.requests.explain import Trail
+from rbee.queen.requests.passage import Account, carry
+from rbee.queen.requests.relay import WholeEvents
+from rbee.queen.requests.stories import TypedStory
 from rbee.wire.auth import Secret
 from rbee.wire.http.client import client_session
 from rbee.wire.messages import WorkerState
@@ -386,8 +386,8 @@ async def test_a_client_that_leaves_stops_the_worker_at_once(
 async def test_a_stream_that_waits_long_is_held_open_by_comments(
     queen: RunningQueen, worker: WorkerPartner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rbee.queen.stories.OpenAiStory.first_word_s", 0.2)
-    monkeypatch.setattr("rbee.queen.stories.OpenAiStory.still_s", 0.1)
+    monkeypatch.setattr("rbee.queen.requests.stories.OpenAiStory.first_word_s", 0.2)
+    monkeypatch.setattr("rbee.queen.requests.stories.OpenAiStory.still_s", 0.1)
     await queen.tell(report(WorkerState.LOADING, url=None))
     async with queen.client.post(queen.url + CHAT, json={"model": MODEL, "stream": True}) as response:
         assert response.status == 200

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.queen.partners import MACHINE, report
 
-from rbee.queen.lives import REMEMBERED_LIVES, Lives, Verdict, judge
-from rbee.queen.registry import Change, Liveness, Registry, SilenceLimits
-from rbee.queen.routing import Key
+from rbee.queen.registry.lives import REMEMBERED_LIVES, Lives, Verdict, judge
+from rbee.queen.registry.registry import Change, Liveness, Registry, SilenceLimits
+from rbee.queen.routing.decision import Key
 from rbee.wire.errors import Conflict, WorkerNotFound
 from rbee.wire.messages import Heartbeat, WorkerReport, WorkerState
 
@@ -247,7 +247,7 @@ def test_doubt_about_a_worker_without_a_hive_ends_after_a_while() -> None:
 
 
 def test_workers_by_hand_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rbee.queen.registry.MOST_MANUAL", 2)
+    monkeypatch.setattr("rbee.queen.registry.registry.MOST_MANUAL", 2)
     registry = Registry(SilenceLimits())
     for worker, hive in (("a", "x"), ("b", "y"), ("a", "x")):
         registry.register(report(worker=worker, hive=hive), 0.0)

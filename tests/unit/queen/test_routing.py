@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.queen.partners import report
 
-from rbee.queen.pool import Pool
-from rbee.queen.routing import (
+from rbee.queen.routing.decision import (
     Fail,
     Key,
     Start,
@@ -22,6 +21,7 @@ from rbee.queen.routing import (
     routable,
     startable,
 )
+from rbee.queen.routing.pool import Pool
 from rbee.wire.messages import WorkerReport, WorkerState
 
 NAMES = "abcdefghijkl"

@@ -10,8 +10,8 @@ import pytest
 from tests.unit.queen.conftest import Configured, RunningQueen, write_secret
 from tests.unit.queen.partners import MODEL, WorkerPartner, report, until
 
-from rbee.queen.breaker import FAILURES
-from rbee.queen.routing import Key, Reason
+from rbee.queen.routing.breaker import FAILURES
+from rbee.queen.routing.decision import Key, Reason
 from rbee.wire.messages import Progress, WorkerState
 
 CHAT = "/v1/chat/completions"

@@ -6,7 +6,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rbee.queen.tasks import Task, TaskState
+from rbee.queen.requests.tasks import Task, TaskState
 from rbee.wire.sse import DONE, DONE_DATA, SseDecoder, SseEvent, encode
 
 END, ERROR = encode("end", b"{}"), encode("error", b"{}")

@@ -219,7 +219,7 @@ async def test_a_client_registers_no_worker_of_another_machine(queen: RunningQue
 
 
 async def test_aliases_are_bounded(queen: RunningQueen, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rbee.queen.worker_routes.MOST_ALIASES", 2)
+    monkeypatch.setattr("rbee.queen.routes.workers.MOST_ALIASES", 2)
     statuses = []
     for alias in ("a", "b", "c", "a"):
         async with queen.client.put(f"{queen.url}/v2/aliases/{alias}", json={"model": MODEL}) as response:

@@ -5,10 +5,10 @@ import asyncio
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
-from rbee.queen.explain import Trail
 from rbee.queen.express.exchange import Exchange
 from rbee.queen.express.heads import MOST_HEAD, RequestHead, read_request
 from rbee.queen.express.lane import Lane
+from rbee.queen.requests.explain import Trail
 from rbee.wire.http import server
 from rbee.wire.http.server import KEEPALIVE_S
 

@@ -4,14 +4,14 @@ import asyncio
 import logging
 from typing import Protocol
 
-from rbee.queen import relay
-from rbee.queen.dispatch import Refused
-from rbee.queen.explain import Trail, What
+from rbee.queen.admission.waiting import Lease
 from rbee.queen.express import framing
 from rbee.queen.express.heads import AnswerHead
 from rbee.queen.express.upstreams import Upstreams, WorkerConnection
-from rbee.queen.stories import OpenAiStory
-from rbee.queen.waiting import Lease
+from rbee.queen.requests import relay
+from rbee.queen.requests.dispatch import Refused
+from rbee.queen.requests.explain import Trail, What
+from rbee.queen.requests.stories import OpenAiStory
 from rbee.wire.errors import ProtocolError, RbeeError, RequestTimeout, WorkerFailed, WorkerUnreachable
 from rbee.wire.log import log
 from rbee.wire.tasks import TaskOwner

@@ -11,15 +11,15 @@ from urllib.parse import quote
 
 import msgspec
 
-from rbee.queen.asks import Head as Fields
+from rbee.queen.admission.waiting import Lease
 from rbee.queen.core import Core
-from rbee.queen.dispatch import Refused, renamed
-from rbee.queen.explain import Trail
 from rbee.queen.express.exchange import Client, Exchange
 from rbee.queen.express.heads import CODING, RequestHead
-from rbee.queen.inference_routes import OPENAI_ROUTES
-from rbee.queen.passage import code_label
-from rbee.queen.waiting import Lease
+from rbee.queen.requests.asks import Head as Fields
+from rbee.queen.requests.dispatch import Refused, renamed
+from rbee.queen.requests.explain import Trail
+from rbee.queen.requests.passage import code_label
+from rbee.queen.routes.inference import OPENAI_ROUTES
 from rbee.wire import correlation_ids
 from rbee.wire.auth import ANONYMOUS, Identity, Role, TokenVerifier
 from rbee.wire.deadline import DEADLINE_HEADER

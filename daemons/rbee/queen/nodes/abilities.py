@@ -9,9 +9,9 @@ from typing import Self
 
 import msgspec
 
-from rbee.queen.hive_client import HiveClient
+from rbee.queen.hives.client import HiveClient
 from rbee.queen.nodes.preflight import PROBE_LIMIT_S
-from rbee.queen.rows import Hive
+from rbee.queen.registry.rows import Hive
 from rbee.wire.errors import InvalidRequest, RbeeError
 from rbee.wire.log import log
 from rbee.wire.worker_spec import Backend

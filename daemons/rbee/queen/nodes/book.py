@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import msgspec
 
 from rbee.host.addresses import Address, is_here, parse_address
-from rbee.queen.places import Origin
-from rbee.queen.registry import Registry
-from rbee.queen.rows import Hive
+from rbee.queen.hives.places import Origin
+from rbee.queen.registry.registry import Registry
+from rbee.queen.registry.rows import Hive
 from rbee.queen.store import Store
 from rbee.wire.auth import Identity, Role
 from rbee.wire.errors import Forbidden, NodeExists, NodeNotFound, StorageUnavailable

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from rbee import __version__
-from rbee.queen.hive_client import HiveClient, versions_fit
-from rbee.queen.rows import Hive
+from rbee.queen.hives.client import HiveClient, versions_fit
+from rbee.queen.registry.rows import Hive
 from rbee.wire.errors import RbeeError
 from rbee.wire.nodes import Check, NodeCheck
 

@@ -7,9 +7,9 @@ from aiohttp import web
 
 from rbee.host.addresses import parse_address
 from rbee.queen.core import Core
+from rbee.queen.hives.places import peer_of
 from rbee.queen.nodes.abilities import Capability, hives_with
 from rbee.queen.nodes.preflight import check_hive
-from rbee.queen.places import peer_of
 from rbee.wire.errors import Forbidden
 from rbee.wire.http.operations import operation
 from rbee.wire.http.server import json_response, read_json

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import msgspec
 
-from rbee.queen.hive_client import HiveClient, JsonObject
+from rbee.queen.hives.client import HiveClient, JsonObject
 from rbee.queen.placement.decision import Decision, Need, Option, decide
 from rbee.queen.placement.refusals import refusal
 from rbee.queen.placement.room import Room
 from rbee.queen.placement.survey import survey
-from rbee.queen.placing_metrics import PlacingMetrics
-from rbee.queen.registry import Registry
-from rbee.queen.routing import Key
-from rbee.queen.rows import Hive
+from rbee.queen.registry.registry import Registry
+from rbee.queen.registry.rows import Hive
+from rbee.queen.routing.decision import Key
+from rbee.queen.routing.metrics import PlacingMetrics
 from rbee.wire.errors import Conflict, HiveUnreachable, InsufficientResources, RbeeError
 from rbee.wire.log import log
 from rbee.wire.messages import SpawnRequest, WorkerState

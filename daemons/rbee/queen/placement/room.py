@@ -5,13 +5,13 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from rbee.queen.hive_client import HiveClient
+from rbee.queen.hives.client import HiveClient
 from rbee.queen.placement.decision import Decision, memory_of
 from rbee.queen.placement.eviction import Idle, make_room
-from rbee.queen.placing_metrics import PlacingMetrics
-from rbee.queen.registry import Registry
-from rbee.queen.routing import Key
-from rbee.queen.rows import Change, Worker
+from rbee.queen.registry.registry import Registry
+from rbee.queen.registry.rows import Change, Worker
+from rbee.queen.routing.decision import Key
+from rbee.queen.routing.metrics import PlacingMetrics
 from rbee.wire.errors import RbeeError
 from rbee.wire.log import log
 from rbee.wire.messages import WorkerState

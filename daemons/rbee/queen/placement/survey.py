@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from rbee.queen.hive_client import HiveClient
+from rbee.queen.hives.client import HiveClient
 from rbee.queen.placement.decision import Device, Need, Node, Option
-from rbee.queen.rows import Hive
+from rbee.queen.registry.rows import Hive
 from rbee.wire.errors import RbeeError
 from rbee.wire.messages import GpuFacts, MachineFacts, WorkerState
 from rbee.wire.model_messages import ModelRow, ModelRows

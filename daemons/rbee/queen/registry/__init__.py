@@ -1,0 +1,1 @@
+"""Workers and hives as the queen sees them."""

@@ -1,0 +1,1 @@
+"""The queen's routes, by whom and what they are for."""

@@ -1,0 +1,1 @@
+"""Which of the ready workers takes a request."""
