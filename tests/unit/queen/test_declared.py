@@ -9,8 +9,9 @@ from tests.unit.queen.conftest import Configured, RunningQueen
 from tests.unit.queen.partners import MACHINE, HivePartner, WorkerPartner, report, until
 from tests.unit.queen.test_placement import REFERENCE, hive_with
 
-from rbee.queen.config import DeclaredModel, check_models
+from rbee.queen.config import check_models
 from rbee.queen.placement.declared import worker_id_of
+from rbee.wire.declarations import DeclaredModel
 from rbee.wire.errors import ConfigError
 from rbee.wire.messages import WorkerReport, WorkerState
 from rbee.wire.names import WORKER_ID

@@ -14,10 +14,10 @@ from tests.unit.queen.conftest import Configured, RunningQueen
 from tests.unit.queen.partners import MACHINE, HivePartner, WorkerPartner, report, served, until
 from tests.unit.queen.test_placement import MB
 
-from rbee.queen.config import DeclaredModel
 from rbee.queen.placement.decision import Need, Node, decide
 from rbee.queen.placement.declared import worker_id_of
 from rbee.queen.placement.eviction import Idle, make_room
+from rbee.wire.declarations import DeclaredModel
 from rbee.wire.messages import WorkerReport, WorkerState
 from rbee.wire.model_messages import ModelRow, ModelRows
 from rbee.wire.model_reference import Provider

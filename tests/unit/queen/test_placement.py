@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tests.unit.queen.conftest import Fields, RunningQueen
 from tests.unit.queen.partners import MACHINE, HivePartner, report, served
 
-from rbee.queen.placement.decision import Decision, Device, Need, Node, Strategy, decide
+from rbee.queen.placement.decision import Decision, Device, Need, Node, decide
 from rbee.queen.placement.refusals import refusal
+from rbee.wire.declarations import Strategy
 from rbee.wire.messages import GpuFacts, WorkerState
 from rbee.wire.model_messages import ModelRow, ModelRows
 from rbee.wire.model_reference import Provider

@@ -11,10 +11,11 @@ from tests.unit.queen.conftest import Configured, RunningQueen
 from tests.unit.queen.partners import WorkerPartner, report, until
 from tests.unit.queen.test_placement import REFERENCE, hive_with
 
-from rbee.queen.config import DeclaredModel, QueenConfig
+from rbee.queen.config import QueenConfig
 from rbee.queen.placement import declared as declarations
 from rbee.queen.placement.declared import worker_id_of
 from rbee.queen.placement.scaling import CROWDED_SWEEPS, Further, Replica, further
+from rbee.wire.declarations import DeclaredModel
 from rbee.wire.messages import WorkerState
 
 IDLE, LOADING, STOPPED, FAILED = WorkerState.IDLE, WorkerState.LOADING, WorkerState.STOPPED, WorkerState.FAILED

@@ -6,17 +6,11 @@ from dataclasses import dataclass
 
 import msgspec
 
+from rbee.wire.declarations import Strategy
 from rbee.wire.worker_spec import Backend
 
 HOTTEST_C = 80
 """A GPU above this many degrees Celsius takes no further worker."""
-
-
-class Strategy(enum.StrEnum):
-    """Whether workers go where the fewest run, or where they leave the least memory unused."""
-
-    SPREAD = "spread"
-    PACK = "pack"
 
 
 class Obstacle(enum.StrEnum):

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from rbee.queen.config import DeclaredModel, Replicas
 from rbee.queen.placement.decision import Need
 from rbee.queen.placement.placements import REPORT_LIMIT_S, Placements
 from rbee.queen.placement.scaling import CROWDED_SWEEPS, Replica, further
 from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Change, Worker
 from rbee.queen.routing.decision import Key, startable
+from rbee.wire.declarations import DeclaredModel, Replicas
 from rbee.wire.errors import HiveUnreachable, RbeeError
 from rbee.wire.log import log
 from rbee.wire.messages import SpawnRequest, WorkerState

@@ -1,0 +1,52 @@
+"""Models that are declared: what a queen is told of one that requests may name before any worker has it."""
+
+import enum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from rbee.wire.messages import HiveId
+from rbee.wire.worker_spec import Backend, Task
+
+ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}\Z")]
+
+
+class Strategy(enum.StrEnum):
+    """Whether workers go where the fewest run, or where they leave the least memory unused."""
+
+    SPREAD = "spread"
+    PACK = "pack"
+
+
+class Replicas(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How many workers of a model are kept running, and how many there may be while requests wait."""
+
+    min: Annotated[int, Meta(ge=0, le=64)] = 0
+    max: Annotated[int, Meta(ge=1, le=64)] = 1
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, which becomes the file's error, for more at least than at most."""
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min} and max is {self.max}: max is at least min")
+
+
+class DeclaredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A model that requests may name before any worker has it: the first of them starts one, where it fits best.
+
+    ``reference`` is where it comes from. ``node`` pins its worker to a hive, ``device`` to a GPU; null lets the queen
+    choose; ``labels`` are those that its node has to have. ``placement``: spread takes the node with the fewest
+    workers, pack the one with the least memory that is enough. ``idle_limit_s``: null means the hive's own limit, 0
+    never; workers up to ``replicas.min`` have none.
+    """
+
+    reference: Annotated[str, Meta(min_length=1, max_length=4096)]
+    task: Task = Task.AUTO
+    backend: Backend = Backend.CPU
+    device: Annotated[int, Meta(ge=0, le=63)] | None = None
+    slots: Annotated[int, Meta(ge=1, le=256)] = 4
+    idle_limit_s: Annotated[float, Meta(ge=0)] | None = None
+    node: HiveId | None = None
+    labels: list[Annotated[str, Meta(min_length=1, max_length=63)]] = []
+    placement: Strategy = Strategy.SPREAD
+    replicas: Replicas = Replicas()
