@@ -28,6 +28,7 @@ from rbee.queen.nodes.book import Nodes
 from rbee.queen.nodes.enrolment import Enrolments
 from rbee.queen.nodes.fleet import Fleet
 from rbee.queen.nodes.tokens import HIVE_API, WORKER_API, PresentedTokens
+from rbee.queen.placement.declarations import Declarations
 from rbee.queen.placement.declared import DeclaredModels
 from rbee.queen.placement.placements import Placements
 from rbee.queen.placement.room import Room
@@ -129,7 +130,8 @@ class Core:
             lambda hive_id: self.enrolments.refused(hive_id, WORKER_API),
         )
         self.declared = DeclaredModels(self.placements, self.registry, self.owner, self.admission.place_settled)
-        self.declared.configure(config.models)
+        self.declarations = Declarations(self.store, config.models)
+        self.declarations_changed()
         self._room = Room(self.registry, self.hives, self.metrics.placing, self.declared.evictable)
         self._room.idle_s = config.placement.evict_idle_s
         self.placements.use_room(self._room)
@@ -144,12 +146,13 @@ class Core:
         self.admission.use_declared(self.declared)
         self.admission.use_settling(lambda: self.settling)
         self.registry.listen(self._publish, loads=True)
-        self.metrics.watch(self.registry)
+        self.metrics.watch(self.registry, self.declarations)
 
     async def start(self) -> None:
         """Open the store, and begin to watch for silence."""
         rows, aliases = await self.store.open()
         await self.nodes.load()
+        await self._load_declarations()
         await asyncio.to_thread(self._presented.load)
         if self.fleet.url is not None:
             await asyncio.to_thread(self.fleet.open)
@@ -207,8 +210,17 @@ class Core:
         self.dispatcher.limits = _send_limits(config.requests)
         self.dispatcher.budget.configure(config.routing.retry_share, config.routing.retry_reserve)
         self.aliases.configure(config.aliases)
-        self.declared.configure(config.models)
+        self.declarations.configure(config.models)
+        self.declarations_changed()
         self._room.idle_s = config.placement.evict_idle_s
+
+    def declarations_changed(self) -> None:
+        """Put the declarations of configuration and API in force."""
+        self.declared.configure(self.declarations.in_force)
+
+    async def _load_declarations(self) -> None:
+        await self.declarations.load()
+        self.declarations_changed()
 
     @property
     def settling(self) -> bool:
@@ -267,6 +279,8 @@ class Core:
                 self.admission.settled()
             if not self.nodes.loaded and self.store.problem is None:
                 await self.nodes.load()
+            if not self.declarations.loaded and self.store.problem is None:
+                await self._load_declarations()
             for model in self.admission.waiting_models():
                 self._fallback.consider(model, now)
             if now >= self._settles_at:

@@ -22,6 +22,7 @@ from rbee.queen.core import Core, OutgoingTokens, states
 from rbee.queen.express.connection import ExpressConnection
 from rbee.queen.express.lane import Lane
 from rbee.queen.nodes.routes import NodeRoutes
+from rbee.queen.placement.routes import DeclarationRoutes
 from rbee.queen.requests.reply import CARRIED, name_times
 from rbee.queen.routes.hives import HiveRoutes
 from rbee.queen.routes.inference import OPENAI_ROUTES, InferenceRoutes
@@ -189,6 +190,7 @@ def make_app(core: Core, verifier: TokenVerifier, admins: PeerAdmins) -> web.App
     WorkerRoutes(core).add_to(app)
     ModelRoutes(core).add_to(app)
     NodeRoutes(core).add_to(app)
+    DeclarationRoutes(core).add_to(app)
     InferenceRoutes(core).add_to(app)
     StatusRoutes(core).add_to(app)
     return app

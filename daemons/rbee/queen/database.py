@@ -1,4 +1,4 @@
-"""What the queen remembers over a restart, in her SQLite file: hives seen, aliases set. Blocking calls."""
+"""What the queen remembers over a restart, in her SQLite file: hives, nodes, aliases, declarations. Blocking calls."""
 
 import time
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ MIGRATIONS = (
     CREATE TABLE aliases (alias TEXT PRIMARY KEY, model TEXT NOT NULL, set_unix REAL NOT NULL) STRICT;
     """,
     "CREATE TABLE nodes (name TEXT PRIMARY KEY, document BLOB NOT NULL) STRICT;",
+    "CREATE TABLE declarations (model TEXT PRIMARY KEY, document BLOB NOT NULL) STRICT;",
 )
 """One script for each version of the schema, the first makes version 1; PRAGMA user_version counts them."""
 
@@ -90,3 +91,18 @@ class Database(SqliteFile):
         """Forget a node; nothing happens when there is none."""
         with self._guarded(), self._open() as connection:
             connection.execute("DELETE FROM nodes WHERE name = ?", (name,))
+
+    def declarations(self) -> dict[str, bytes]:
+        """The document of each declared model by its name."""
+        with self._guarded():
+            return dict(self._open().execute("SELECT model, document FROM declarations"))
+
+    def put_declaration(self, model: str, document: bytes) -> None:
+        """Insert or replace a declared model's document."""
+        with self._guarded(), self._open() as connection:
+            connection.execute("INSERT OR REPLACE INTO declarations VALUES (?, ?)", (model, document))
+
+    def remove_declaration(self, model: str) -> None:
+        """Forget a declared model; nothing happens when there is none."""
+        with self._guarded(), self._open() as connection:
+            connection.execute("DELETE FROM declarations WHERE model = ?", (model,))

@@ -6,9 +6,11 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from rbee.queen.placement.declarations import Declarations
 from rbee.queen.registry.registry import Registry
 from rbee.queen.routing.breaker import BreakerState
 from rbee.queen.routing.metrics import PlacingMetrics
+from rbee.wire.declarations import DeclaredBy
 from rbee.wire.http.counts import Counts
 from rbee.wire.http.durations import Durations
 from rbee.wire.http.metrics import DURATION_BUCKETS, HOP_BUCKETS, HttpMetrics
@@ -65,17 +67,18 @@ class QueenMetrics:
             registry=registry,
         )  # fmt: skip
 
-    def watch(self, workers: Registry) -> None:
-        """Count workers and hives by state whenever somebody scrapes."""
-        self.registry.register(_Census(workers))
+    def watch(self, workers: Registry, declarations: Declarations) -> None:
+        """Count workers, hives and declared models whenever somebody scrapes."""
+        self.registry.register(_Census(workers, declarations))
 
 
 class _Census(Collector):
-    def __init__(self, workers: Registry) -> None:
+    def __init__(self, workers: Registry, declarations: Declarations) -> None:
         self._workers = workers
+        self._declarations = declarations
 
     def collect(self) -> list[GaugeMetricFamily]:
-        """Three gauges, made from the registry at the time of the scrape."""
+        """Gauges, made from the registry and the declarations at the time of the scrape."""
         workers = GaugeMetricFamily("queen_rbee_workers", "Workers by state", labels=["state"])
         tally = Tally(worker.state for worker in self._workers.workers())
         for state in WorkerState:
@@ -88,4 +91,10 @@ class _Census(Collector):
         states = Tally(worker.breaker.state for worker in self._workers.workers())
         for breaker in BreakerState:
             breakers.add_metric([breaker.value], states[breaker])
-        return [workers, hives, breakers]
+        declared = GaugeMetricFamily(
+            "queen_rbee_declared_models", "Models that are declared, by whose word that is", labels=["declared_by"]
+        )
+        words = Tally(one.declared_by for one in self._declarations.all())
+        for by in DeclaredBy:
+            declared.add_metric([by.value], words[by])
+        return [workers, hives, breakers, declared]

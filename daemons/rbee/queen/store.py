@@ -1,7 +1,7 @@
 """What must last, in one dedicated thread: serving never waits for it, and goes on without it.
 
-While the file cannot be written the queen serves from RAM, ``/health`` names it, and changes of aliases are refused;
-notes of hives wait (the latest of each) and are written once it is back.
+While the file cannot be written the queen serves from RAM, ``/health`` names it, and changes of aliases, nodes and
+declarations are refused; notes of hives wait (the latest of each) and are written once it is back.
 """
 
 import asyncio
@@ -88,6 +88,18 @@ class Store:
     async def remove_node(self, name: str) -> None:
         """Forget a node for good; raises StorageUnavailable."""
         await self._call(self._database.remove_node, name)
+
+    async def declarations(self) -> dict[str, bytes]:
+        """The documents of declared models by name; raises StorageUnavailable."""
+        return await self._call(self._database.declarations)
+
+    async def put_declaration(self, model: str, document: bytes) -> None:
+        """Keep a declared model's document for good; raises StorageUnavailable."""
+        await self._call(self._database.put_declaration, model, document)
+
+    async def remove_declaration(self, model: str) -> None:
+        """Forget a declared model for good; raises StorageUnavailable."""
+        await self._call(self._database.remove_declaration, model)
 
     async def backup(self, target: Path) -> None:
         """Write a checked copy to ``target``; raises StorageUnavailable."""

@@ -50,3 +50,24 @@ class DeclaredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     labels: list[Annotated[str, Meta(min_length=1, max_length=63)]] = []
     placement: Strategy = Strategy.SPREAD
     replicas: Replicas = Replicas()
+
+
+class DeclaredBy(enum.StrEnum):
+    """Whose word a declaration is: the queen's configuration, or who stored it by her API."""
+
+    FILE = "queen.yaml"
+    API = "api"
+
+
+class Declaration(msgspec.Struct, frozen=True):
+    """One declared model in force. One of queen.yaml wins over one that was stored."""
+
+    model: str
+    declaration: DeclaredModel
+    declared_by: DeclaredBy
+
+
+class DeclarationList(msgspec.Struct, frozen=True):
+    """GET /v2/declarations, by name."""
+
+    declarations: list[Declaration]

@@ -125,6 +125,9 @@ Feature: Who may call a daemon
       | queen  | GET /v2/aliases                   |
       | queen  | PUT /v2/aliases/x                 |
       | queen  | DELETE /v2/aliases/x              |
+      | queen  | GET /v2/declarations              |
+      | queen  | PUT /v2/declarations/x            |
+      | queen  | DELETE /v2/declarations/x         |
       | queen  | GET /no/such/route                |
       | hive   | GET /v1/health                    |
       | hive   | GET /v1/resources                 |

@@ -22,8 +22,10 @@ from rbee.keeper.main import COMMANDS, cli
 from rbee.keeper.settings import KeeperConfig
 from rbee.queen.config import QueenConfig
 from rbee.queen.metrics import QueenMetrics
+from rbee.queen.placement.declarations import Declarations
 from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import SilenceLimits
+from rbee.queen.store import Store
 from rbee.wire.worker_spec import WorkerSpec
 from rbee.worker.definition import WorkerDefaults
 from rbee.worker.metrics import WorkerMetrics
@@ -134,7 +136,7 @@ def test_an_example_of_a_worker_is_valid(path: Path) -> None:
 def metrics() -> set[str]:
     """Every name that a scrape of queen, hive or worker can show."""
     queen = QueenMetrics()
-    queen.watch(Registry(SilenceLimits()))
+    queen.watch(Registry(SilenceLimits()), Declarations(Store(Path("never.db")), {}))
     hive = CollectorRegistry()
     HiveMetrics(hive)
     ModelMetrics(hive)

@@ -1,4 +1,4 @@
-"""Models that the configuration declares: workers of one are placed and started when requests come, or are kept."""
+"""Models that are declared: workers of one are placed and started when requests come, or are kept."""
 
 import asyncio
 import hashlib
