@@ -1,17 +1,30 @@
 """Sets a node up: packages, credentials, configuration, and its hive's first report; a second run changes nothing."""
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 from rbee.host.identity import key_pem, new_key, request_for
+from rbee.keeper import session
+from rbee.keeper.failure import CommandFailed
 from rbee.keeper.nodes import layout, preflight, queen
 from rbee.keeper.nodes.failures import StepFailed
 from rbee.keeper.nodes.remote import Root
-from rbee.keeper.nodes.source import PACKAGES, AptLine, Deb, DebFolder, Source, debs_in
+from rbee.keeper.nodes.source import PACKAGES, AptLine, Deb, DebFolder, Source, debs_in, parse
 from rbee.keeper.nodes.steps import Note, Steps
 from rbee.keeper.nodes.wait import Since, await_report
-from rbee.wire.nodes import CertifyRequest, Enrolment, EnrolRequest, NodeDetails, NodeTls, NodeUpdate, TokenDigests
+from rbee.wire.nodes import (
+    CertifyRequest,
+    Enrolment,
+    EnrolRequest,
+    Node,
+    NodeDetails,
+    NodeTls,
+    NodeUpdate,
+    TokenDigests,
+)
 
 APT = (
     "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y",
@@ -24,10 +37,11 @@ REPORT_LIMIT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A node that is to be set up, from where."""
+    """A node that is to be set up, from where; ``hive`` are keys of hive.yaml that its operator sets."""
 
     details: NodeDetails
     source: Source
+    hive: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tls(self) -> bool:
@@ -38,6 +52,24 @@ class Plan:
     def address(self) -> str:
         """Where its hive and workers listen."""
         return self.details.addresses[0]
+
+
+def plan_of(node: Node, given: str | None, keyring: str | None, hive: Mapping[str, Any] | None = None) -> Plan:
+    """How a node is to be set up: from ``given``, else from where the registry or this command's configuration says.
+
+    Raises CommandFailed where the queen cannot enrol it yet, and where nothing says where packages come from.
+    """
+    name = node.details.name
+    if node.problem and not node.enrolled:
+        raise CommandFailed(f"node {name} cannot be set up yet: {node.problem}")
+    chosen = session.settings()
+    named = given or node.details.source or chosen.node_packages
+    if not named:
+        raise CommandFailed(
+            "where do the packages come from? Name a folder of .deb files or an apt line with --packages, or as "
+            "node_packages in this command's configuration (rbee config init)"
+        )
+    return Plan(node.details, parse(named, keyring or chosen.node_keyring), hive or {})
 
 
 def install(root: Root, plan: Plan, steps: Steps) -> None:
@@ -157,7 +189,12 @@ def put_credentials(root: Root, name: str, enrolment: Enrolment, note: Note) -> 
 def _configuration(root: Root, plan: Plan, enrolment: Enrolment, note: Note) -> None:
     url, address, tls = enrolment.callback_url, plan.address, plan.tls
     hive = layout.hive_yaml(
-        root.read(layout.HIVE_YAML), name=plan.details.name, address=address, callback_url=url, tls=tls
+        root.read(layout.HIVE_YAML),
+        name=plan.details.name,
+        address=address,
+        callback_url=url,
+        tls=tls,
+        settings=plan.hive,
     )
     worker = layout.worker_yaml(root.read(layout.WORKER_YAML), address=address, tls=tls)
     allowed = [*_addresses_of(root, urlsplit(url).hostname or ""), *plan.details.addresses]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -13,6 +14,8 @@ from rbee.keeper.nodes.ssh import Ssh, Target, shown_key
 from rbee.keeper.render import say
 from rbee.wire.nodes import Node
 
+Confirm = Callable[[str, str], bool]
+"""Asks about a host's key: host, fingerprint."""
 KNOWN_HOSTS = (Path("~/.ssh/known_hosts"), Path("/etc/ssh/ssh_known_hosts"))
 
 
@@ -28,14 +31,18 @@ def checked_key(key: Path | None) -> Path | None:
     return path
 
 
-def accepted_host_key(target: Target, given: str | None) -> str:
-    """The server's host key once it is known to be the right one; raises HostKeyRefused, SshUnreachable."""
+def accepted_host_key(target: Target, given: str | None, confirm: Confirm, tell: Callable[[str], None] = say) -> str:
+    """The server's host key once it is known to be the right one; raises HostKeyRefused, SshUnreachable.
+
+    ``given`` is its fingerprint; ``confirm`` is asked where neither that nor known_hosts has it.
+    """
     known = [key for file in KNOWN_HOSTS for key in host_keys.known(target.host, target.port, file.expanduser())]
-    shown = shown_key(target, known, say)
-    return host_keys.accept(shown, known, given, lambda print_of: _confirm(target.host, print_of))
+    shown = shown_key(target, known, tell)
+    return host_keys.accept(shown, known, given, lambda print_of: confirm(target.host, print_of))
 
 
-def _confirm(host: str, print_of: str) -> bool:
+def ask_person(host: str, print_of: str) -> bool:
+    """Ask on the terminal whether the key is the machine's own; False where there is none."""
     if not sys.stdin.isatty():
         return False
     say(f"the host key of {host} is {print_of}")
@@ -49,6 +56,6 @@ def target_of(node: Node, key: Path | None = None) -> Target:
     return Target(details.host, details.port, details.user, checked_key(key or saved), session.settings().timeout_s)
 
 
-def connect(node: Node, key: Path | None = None) -> Ssh:
+def connect(node: Node, key: Path | None = None, tell: Callable[[str], None] = say) -> Ssh:
     """A connection to a node of the registry, not open yet; its host key is pinned."""
-    return Ssh(target_of(node, key), node.details.host_key, say)
+    return Ssh(target_of(node, key), node.details.host_key, tell)

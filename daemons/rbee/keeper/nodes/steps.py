@@ -30,21 +30,22 @@ class Note:
 
 @dataclass(slots=True)
 class Steps:
-    """The steps so far."""
+    """The steps so far; ``tell`` gets a line when one begins and when it ends."""
 
+    tell: Callable[[str], None] = say
     done: list[Step] = field(default_factory=list)
     clock: Callable[[], float] = time.monotonic
 
     @contextmanager
     def step(self, name: str) -> Iterator[Note]:
         """Run the block as a step: its name is shown when it begins, its time when it ends."""
-        say(f"  {name} ...")
+        self.tell(f"  {name} ...")
         began, note = self.clock(), Note()
         yield note
         ended = Step(name, round(self.clock() - began, 3), note.told, note.changed)
         self.done.append(ended)
         change = "changed" if ended.changed else "as it was"
-        say(f"  {name}: {change}, {duration(ended.seconds)}" + (f": {ended.told}" if ended.told else ""))
+        self.tell(f"  {name}: {change}, {duration(ended.seconds)}" + (f": {ended.told}" if ended.told else ""))
 
     @property
     def changed(self) -> bool:

@@ -8,16 +8,15 @@ import click
 
 from rbee.keeper.commands.node.shown import key_option, known_node, not_installed
 from rbee.keeper.failure import CommandFailed
-from rbee.keeper.nodes import preflight, queen, reach
+from rbee.keeper.nodes import enlist, preflight, queen, reach
 from rbee.keeper.nodes import purge as purging
 from rbee.keeper.nodes.remote import Root
-from rbee.keeper.nodes.ssh import Ssh, Target
 from rbee.keeper.nodes.steps import Steps
 from rbee.keeper.render import say, show_json, show_table
-from rbee.keeper.session import json_option, settings
+from rbee.keeper.session import json_option
 from rbee.keeper.text import duration, printable
 from rbee.wire import names
-from rbee.wire.nodes import Check, Node, NodeCheck, NodeDetails, NodeTls, NodeUpdate
+from rbee.wire.nodes import Node, NodeCheck, NodeTls, NodeUpdate
 
 HEADS = ("NODE", "HOST", "STATUS", "LAST CONNECTED", "VERSION", "HIVE")
 TLS = click.Choice([choice.value for choice in NodeTls])
@@ -51,28 +50,15 @@ def add(
 ) -> None:
     """Prove SSH to the machine NAME, then save it in the queen's registry."""
     names.hive_id(name)
-    target = Target(host, port, user, reach.checked_key(key), settings().timeout_s)
+    wanted = enlist.Wanted(
+        host, port, user, reach.checked_key(key), host_key, addresses, packages or None, NodeTls(tls)
+    )  # fmt: skip
     if any(node.details.name == name for node in queen.all_nodes()):
         raise CommandFailed(
             f"a node {name} is in the registry: change it with 'rbee node update {name}', or take it out with "
             f"'rbee node remove {name}'"
         )
-    pinned = reach.accepted_host_key(target, host_key)
-    with Ssh(target, pinned, say) as ssh:
-        found = _looked_at(ssh, name)
-        details = NodeDetails(
-            name=name,
-            host=host,
-            host_key=pinned,
-            addresses=list(addresses) or [ssh.address],
-            port=port,
-            user=user,
-            key_file=None if target.key_file is None else str(target.key_file),
-            source=packages,
-            version=found.hive_version,
-            tls=NodeTls(tls),
-        )
-    _show_saved(queen.add(details), as_json)
+    _show_saved(enlist.add(name, wanted, confirm=reach.ask_person), as_json)
 
 
 @click.command("update")
@@ -99,27 +85,10 @@ def update(
     as_json: bool,
 ) -> None:
     """Change what is known of the node NAME; SSH is proven before anything is saved."""
-    known = known_node(name).details
-    file = reach.checked_key(key or (None if known.key_file is None else Path(known.key_file)))
-    target = Target(host or known.host, port or known.port, user or known.user, file, settings().timeout_s)
-    moved = (target.host, target.port) != (known.host, known.port)
-    pinned = reach.accepted_host_key(target, host_key) if moved or host_key else known.host_key
-    with Ssh(target, pinned, say) as ssh:
-        found = _looked_at(ssh, name)
-        change = NodeUpdate(
-            name=name,
-            host=host,
-            host_key=pinned,
-            addresses=list(addresses) or ([ssh.address] if moved else None),
-            port=port,
-            user=user,
-            key_file=None if file is None else str(file),
-            source=packages,
-            version=found.hive_version,
-            tls=None if tls is None else NodeTls(tls),
-            connected=True,
-        )
-    _show_saved(queen.update(change), as_json)
+    wanted = enlist.Wanted(
+        host, port, user, key, host_key, addresses, packages, None if tls is None else NodeTls(tls)
+    )  # fmt: skip
+    _show_saved(enlist.update(known_node(name), wanted, confirm=reach.ask_person), as_json)
 
 
 @click.command("list")
@@ -150,7 +119,7 @@ def check(name: str, key: Path | None, as_json: bool) -> None:
         show_json({"node": name, "good": result.good, "checks": result.checks})
     else:
         for one in result.checks:
-            _show_check(one)
+            say(enlist.line_of(one))
     if not found.hive_version:
         raise not_installed(name)
     if not result.good:
@@ -180,19 +149,6 @@ def remove(name: str, purge: bool, key: Path | None, as_json: bool) -> None:
         show_json({"node": name, "state": "removed", "steps": steps.done})
     else:
         click.echo(f"node {name}: removed from the registry{' and purged' if purge else ''}")
-
-
-def _looked_at(ssh: Ssh, name: str) -> preflight.Found:
-    found = preflight.look(ssh, name)
-    for one in found.checks:
-        _show_check(one)
-    if not found.good:
-        raise CommandFailed(f"node {name} was not saved: see what is marked with '!'")
-    return found
-
-
-def _show_check(one: Check) -> None:
-    say(f"  {'ok' if one.good else ' !'} {one.name}: {one.found}" + (f"; {one.hint}" if one.hint else ""))
 
 
 def _show_saved(node: Node, as_json: bool) -> None:

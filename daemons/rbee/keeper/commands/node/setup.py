@@ -7,15 +7,14 @@ from pathlib import Path
 import click
 
 from rbee.keeper.commands.node.shown import key_option, known_node
-from rbee.keeper.failure import CommandFailed
-from rbee.keeper.nodes import reach, source
-from rbee.keeper.nodes.install import Plan
+from rbee.keeper.nodes import reach
 from rbee.keeper.nodes.install import install as set_up
+from rbee.keeper.nodes.install import plan_of
 from rbee.keeper.nodes.remote import Root
 from rbee.keeper.nodes.rotate import rotate as renew
 from rbee.keeper.nodes.steps import Steps
 from rbee.keeper.render import show_json
-from rbee.keeper.session import json_option, settings
+from rbee.keeper.session import json_option
 from rbee.keeper.text import duration
 from rbee.wire.nodes import Node
 
@@ -29,16 +28,7 @@ from rbee.wire.nodes import Node
 def install(name: str, key: Path | None, given: str | None, keyring: str | None, as_json: bool) -> None:
     """Set the node NAME up: packages, credentials, configuration, its hive; a second run changes nothing."""
     node = known_node(name)
-    if node.problem and not node.enrolled:
-        raise CommandFailed(f"node {name} cannot be set up yet: {node.problem}")
-    chosen = settings()
-    named = given or node.details.source or chosen.node_packages
-    if not named:
-        raise CommandFailed(
-            "where do the packages come from? Name a folder of .deb files or an apt line with --packages, or as "
-            "node_packages in this command's configuration (rbee config init)"
-        )
-    plan = Plan(node.details, source.parse(named, keyring or chosen.node_keyring))
+    plan = plan_of(node, given, keyring)
     steps = Steps()
     with _connected(node, key, steps) as root:
         set_up(root, plan, steps)
