@@ -1,9 +1,11 @@
 """Configuration: the file, line and field of what is wrong, overrides named, no value in an error."""
 
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import pytest
+from msgspec import Meta
 
 from rbee.host.config import Override, load_config
 from rbee.wire.errors import ConfigError
@@ -91,3 +93,37 @@ def test_a_worker_definition_says_what_it_accepts(tmp_path: Path) -> None:
     path = write(tmp_path, "model: /m\nbackend: metal\n")
     with pytest.raises(ConfigError, match=r"sample\.yaml:2: backend"):
         load_config(WorkerSpec, path, required=True)
+
+
+Key = Annotated[str, Meta(pattern=r"^[a-z.]+\Z")]
+
+
+class Mapped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    of: dict[Key, Inner] = {}
+    deep: list[dict[str, dict[str, int]]] = []
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "field"),
+    [
+        ("of:\n  a: {}\n  b.c:\n    colour: red\n", 4, "of.b.c.colour"),
+        ("of:\n  a: {}\n  b.c:\n    limits: [1,\n    two]\n", 5, "of.b.c.limits[1]"),
+        ("of:\n  a: {}\n  B: {}\n", 3, "of.B"),
+        ("deep:\n- a: {x: 1}\n- a: {x: 1}\n  b:\n    y: 1\n    z: no\n", 6, "deep[1].b.z"),
+    ],
+)
+def test_keys_that_a_person_chose_are_named_too(tmp_path: Path, text: str, line: int, field: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(Mapped, path, required=True)
+    assert caught.value.message.startswith(f"{path}:{line}: {field}: "), caught.value.message
+    assert caught.value.details["line"] == line
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("name: a\nport: 1\nname: b\n", 3), ("queen:\n  limits: []\n  limits: [1]\n", 3)]
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, line: int) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=f":{line}: .* stands here twice"):
+        load_config(Sample, path, required=True)
