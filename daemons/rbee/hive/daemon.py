@@ -21,6 +21,7 @@ from rbee.hive.control import Control
 from rbee.hive.definitions import Definitions
 from rbee.hive.farewell import see_off
 from rbee.hive.health import HealthChecks
+from rbee.hive.last_words import LastWords
 from rbee.hive.logs import JournalLogs, KeptLogs, LogSource
 from rbee.hive.machine_watch import MachineWatch
 from rbee.hive.metrics import HiveMetrics
@@ -82,9 +83,11 @@ class HiveDaemon:
         self._metrics = HiveMetrics(registry)
         config = self._config
         self._table = WorkerTable(
-            hive_id_of(config), uuid.uuid4().hex, config.paths, self._metrics, self._on_report, self._on_resync
-        )
+            hive_id_of(config), uuid.uuid4().hex, config.paths, self._metrics, self._on_report, self._on_resync,
+            self._on_crash,
+        )  # fmt: skip
         self._units, self._logs = self._supervisor()
+        self._last_words = LastWords(self._logs, self._tasks, self._table.set_last_log)
         self._definitions = Definitions(config.paths)
         self._machine_watch = MachineWatch(
             lambda: msgspec.structs.replace(machine_facts(config.paths.state_dir), labels=config.labels)
@@ -360,6 +363,9 @@ class HiveDaemon:
     def _on_resync(self) -> None:
         if self._link is not None:
             self._link.beat_now()
+
+    def _on_crash(self, worker_id: str, invocation_id: str) -> None:
+        self._last_words.ended(worker_id, invocation_id)
 
     def _on_way_changed(self) -> None:
         self._show()

@@ -31,13 +31,23 @@ class LogSource(Protocol):
     def read(self, worker_id: str, lines: int, *, follow: bool) -> AsyncIterator[LogLine]:
         """The last ``lines`` records, then, where ``follow``, each new one."""
 
+    def last(self, worker_id: str, invocation_id: str) -> AsyncIterator[LogLine]:
+        """The last record that one life of a worker wrote itself; nothing where it wrote none."""
+
 
 class JournalLogs:
     """The journal, by journalctl(1): the hive's user is a member of systemd-journal."""
 
-    async def read(self, worker_id: str, lines: int, *, follow: bool) -> AsyncIterator[LogLine]:
+    def read(self, worker_id: str, lines: int, *, follow: bool) -> AsyncIterator[LogLine]:
         """Yield records; raises Unavailable when journalctl fails."""
-        command = ["journalctl", "--unit", unit_of(worker_id), "--output", "json", "--lines", str(lines), "--no-pager"]
+        return self._records("--unit", unit_of(worker_id), "--lines", str(lines), follow=follow)
+
+    def last(self, worker_id: str, invocation_id: str) -> AsyncIterator[LogLine]:
+        """Yield at most one record, of the unit's own processes in that life; raises Unavailable as read()."""
+        return self._records(f"_SYSTEMD_INVOCATION_ID={invocation_id}", "--lines", "1", follow=False)
+
+    async def _records(self, *chosen: str, follow: bool) -> AsyncIterator[LogLine]:
+        command = ["journalctl", *chosen, "--output", "json", "--no-pager"]
         process = await asyncio.create_subprocess_exec(
             *command,
             *(["--follow"] if follow else []),
@@ -105,6 +115,10 @@ class KeptLogs:
 
     def __init__(self, lines: Callable[[str, int], Sequence[tuple[float, str]]]) -> None:
         self._lines = lines
+
+    def last(self, worker_id: str, invocation_id: str) -> AsyncIterator[LogLine]:
+        """Yield the last line: one that has begun anew since is rare, for it waits a second before it does."""
+        return self.read(worker_id, 1, follow=False)
 
     async def read(self, worker_id: str, lines: int, *, follow: bool) -> AsyncIterator[LogLine]:
         """Yield lines; following looks twice a second, which a developer's terminal can bear."""

@@ -18,7 +18,8 @@ class Worker:
     """Everything that the hive knows of one worker; only the table changes it.
 
     ``last_pid`` is the process of the last life, for records of its end, never for a signal. ``ready_life`` and
-    ``crashed_life`` are the invocations whose READY and whose crash were counted. ``last_progress`` is how far the
+    ``crashed_life`` are the invocations whose READY and whose crash were counted; ``last_log`` is the last line of the
+    crashed one. ``last_progress`` is how far the
     loading of this life got, ``left_url`` the address that a life which ended has left. ``fetching`` is how far the
     download of its model is, before its unit starts; ``fetch_failure`` why it did not come.
     """
@@ -37,6 +38,7 @@ class Worker:
     loading_url: str | None = None
     ready_life: str = ""
     crashed_life: str = ""
+    last_log: str = ""
     since_unix: float = 0.0
     spawned_us: int = 0
     spawned_unix: float | None = None
@@ -120,6 +122,7 @@ def make_report(worker: Worker, hive_id: str, boot_id: str, revision: int) -> Wo
         exit_signal=unit.exec_status if unit.exec_code in (CLD_KILLED, CLD_DUMPED) else 0,
         restarts=unit.restarts,
         reason=reason[:512],
+        last_log=worker.last_log,
         version="" if facts is None else facts.version,
         capabilities=[] if facts is None else facts.capabilities,
         since_unix=worker.since_unix,

@@ -4,6 +4,7 @@ import re
 import signal
 
 from rbee.host.units.facts import CLD_EXITED, UnitFacts
+from rbee.wire import shortage
 from rbee.wire.messages import Progress, WorkerState
 
 LOADING_TIMEOUT = "LOADING_TIMEOUT"
@@ -65,7 +66,7 @@ def failure_reason(facts: UnitFacts, stop_reason: str) -> str:
     match facts.result:
         case "timeout":
             return FORCE_KILLED if stop_reason or became_ready(facts) else LOADING_TIMEOUT
-        case "watchdog" | "oom-kill":
+        case "watchdog" | shortage.OOM_KILL:
             return facts.result
         case "exit-code":
             return _exit_reason(facts)
@@ -85,6 +86,8 @@ def _exit_reason(facts: UnitFacts) -> str:
     code = facts.exec_status
     if facts.status_text.startswith(LOADING_TIMEOUT):
         return LOADING_TIMEOUT  # the worker ends a stalled load itself, before systemd's own limit, and says so
+    if code == shortage.EXIT_NO_MEMORY:
+        return shortage.code_told(facts.status_text) or "exit 71: its memory does not suffice"
     if code == EXIT_CONFIG:
         return "exit 78: its configuration is wrong"
     if code == EXIT_UNAVAILABLE:

@@ -21,7 +21,7 @@ from rbee.wire.messages import ExternalReady, Progress, WorkerHealth, WorkerRepo
 
 LOGGER = logging.getLogger(__name__)
 _ALWAYS_DIFFERENT = ("revision", "sent_unix", "since_unix")
-_DETAIL = ("status_text", "progress")
+_DETAIL = ("status_text", "progress", "last_log")
 _QUIET = ("slots_available",)
 
 
@@ -45,7 +45,9 @@ class WorkerTable:
         metrics: HiveMetrics,
         on_report: Callable[[WorkerReport, Change], None],
         on_resync: Callable[[], None],
+        on_crash: Callable[[str, str], None],
     ) -> None:
+        """``on_crash`` hears of each life that ended badly: its worker's id, its invocation id."""
         self.hive_id = hive_id
         self.boot_id = boot_id
         self.revision = 0
@@ -53,6 +55,7 @@ class WorkerTable:
         self._metrics = metrics
         self._on_report = on_report
         self._resynced = on_resync
+        self._on_crash = on_crash
         self._workers: dict[str, Worker] = {}
         self._live = False
 
@@ -91,6 +94,7 @@ class WorkerTable:
             worker.crashed_life = facts.invocation_id
             if self._live:
                 self._metrics.crashes.labels(worker.model).inc()
+                self._on_crash(facts.worker_id, facts.invocation_id)
         self._publish(worker)
 
     def on_resync(self) -> None:
@@ -102,7 +106,7 @@ class WorkerTable:
             self._read_facts(worker)
         if worker.ready_life == worker.unit.invocation_id:
             return
-        worker.ready_life = worker.unit.invocation_id
+        worker.ready_life, worker.last_log = worker.unit.invocation_id, ""
         worker.ready_unix = _unix_of(worker.unit.active_enter_monotonic_us)
         if self._live and became_ready(worker.unit):
             unit = worker.unit
@@ -205,6 +209,13 @@ class WorkerTable:
         worker = self._workers.get(worker_id)
         if worker is not None:
             worker.stop_reason = reason
+
+    def set_last_log(self, worker_id: str, invocation_id: str, line: str) -> None:
+        """The last line of a life that ended badly; it is told until another one is ready."""
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.crashed_life == invocation_id:
+            worker.last_log = line
+            self._publish(worker)
 
     def set_fetching(self, worker_id: str, progress: Progress | None) -> None:
         """How far the download of a worker's model is; None: it is not waited for."""

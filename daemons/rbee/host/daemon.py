@@ -13,8 +13,9 @@ import uvloop
 
 from rbee.host.notify import Notifier
 from rbee.wire import context
-from rbee.wire.errors import ConfigError, ProviderUnavailable, RbeeError
+from rbee.wire.errors import ConfigError, OutOfMemory, ProviderUnavailable, RbeeError
 from rbee.wire.log import log
+from rbee.wire.shortage import EXIT_NO_MEMORY
 
 LOGGER = logging.getLogger(__name__)
 EXIT_OK = 0
@@ -45,7 +46,9 @@ class Daemon(Protocol):
 
 
 def run_daemon(make: Callable[[Notifier], Awaitable[Daemon]], *, debug: bool = False) -> int:
-    """Run a daemon to its end and return the exit code: 0, 1, 69 (provider absent), 78 (configuration wrong).
+    """Run a daemon to its end and return the exit code.
+
+    0, 1, 69 (provider absent), 71 (its memory does not suffice) or 78 (configuration wrong).
 
     ``make`` builds it from its configuration. SIGTERM and SIGINT stop it, SIGHUP reloads it between RELOADING=1 and
     READY=1. The sentence of an error that ends it goes to the log and to STATUS=, which `systemctl status` shows.
@@ -58,6 +61,8 @@ def run_daemon(make: Callable[[Notifier], Awaitable[Daemon]], *, debug: bool = F
         return _ended(notifier, error, EXIT_CONFIG, life)
     except ProviderUnavailable as error:
         return _ended(notifier, error, EXIT_UNAVAILABLE, life)
+    except OutOfMemory as error:
+        return _ended(notifier, error, EXIT_NO_MEMORY, life)
     except RbeeError as error:
         return _ended(notifier, error, EXIT_FAILURE, life)
     finally:

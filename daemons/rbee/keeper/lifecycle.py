@@ -15,8 +15,9 @@ from rbee.keeper.failure import StreamClosed
 from rbee.keeper.render import Screen
 from rbee.keeper.text import duration
 from rbee.keeper.workers import all_workers, one_worker
-from rbee.wire.errors import LoadingTimeout, Unavailable, WorkerFailed
+from rbee.wire.errors import LoadingTimeout, RbeeError, WorkerFailed
 from rbee.wire.messages import ShutdownRequest, SpawnRequest, WorkerReport, WorkerState
+from rbee.wire.shortage import reported
 from rbee.wire.sse import SseDecoder
 
 EVENTS = "/v2/events"
@@ -165,7 +166,7 @@ def _life(worker: WorkerReport | None) -> tuple[str, float] | None:
     return (worker.invocation_id, worker.since_unix) if worker else None
 
 
-def _failure(worker: WorkerReport, elapsed_s: float) -> Unavailable:
+def _failure(worker: WorkerReport, elapsed_s: float) -> RbeeError:
     details = {"worker_id": worker.worker_id, "elapsed_s": round(elapsed_s, 1)}
     why = worker.reason or worker.result or "it gave no reason"
     if why == LoadingTimeout.code or worker.result == "timeout":
@@ -174,6 +175,10 @@ def _failure(worker: WorkerReport, elapsed_s: float) -> Unavailable:
             f" (last: {worker.status_text or 'nothing said'})",
             details=details,
         )
+    short = reported(worker)
+    if short is not None:
+        last = f" (its last log line: {worker.last_log})" if worker.last_log else ""
+        return type(short)(f"{short.message}, after {duration(elapsed_s)}{last}", details=details | short.details)
     said = f": {worker.status_text}" if worker.status_text else ""
     return WorkerFailed(f"worker {worker.worker_id} failed after {duration(elapsed_s)}: {why}{said}", details=details)
 

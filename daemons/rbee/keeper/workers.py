@@ -89,7 +89,8 @@ def _note(worker: WorkerReport) -> str:
         return f"{worker.progress.stage} {share} %"
     if worker.state is WorkerState.FAILED:
         # the worker's own last words name the file, the line and what to do
-        return ": ".join(filter(None, [worker.reason or worker.result, worker.status_text]))
+        why, said = worker.reason or worker.result, worker.status_text
+        return said if why and said.startswith(f"{why}:") else ": ".join(filter(None, [why, said]))
     return worker.reason
 
 

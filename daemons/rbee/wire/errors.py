@@ -361,6 +361,25 @@ class InferenceError(RbeeError):
     status = 500
 
 
+class OutOfMemory(InferenceError):
+    """Memory ran out while a model loaded or ran; details carry required and available amounts where they are known."""
+
+    code = "OUT_OF_MEMORY"
+    status = 503
+
+
+class OutOfVram(OutOfMemory):
+    """A GPU has less memory free than loading a model, or a run of it, asked for at once."""
+
+    code = VramExhausted.code
+
+
+class VramFragmented(OutOfMemory):
+    """A GPU has as much memory free as was asked for at once, and no piece of it is as large."""
+
+    code = "VRAM_FRAGMENTED"
+
+
 class GrammarFailed(InferenceError):
     """A text could not be held any further to the shape that its request asks for."""
 

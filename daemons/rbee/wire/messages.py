@@ -85,7 +85,8 @@ class WorkerReport(msgspec.Struct, frozen=True):
     ``revision`` orders reports within ``boot_id`` (one life of the hive). ``invocation_id`` is the life of the worker's
     unit; empty outside systemd. ``result`` is systemd's (success, exit-code, signal, watchdog, oom-kill, timeout ...).
     ``reason`` says why in one word or sentence (idle, crashed, LOADING_TIMEOUT, requested). ``spawned_unix`` and
-    ``ready_unix`` are when the unit began to start and became active.
+    ``ready_unix`` are when the unit began to start and became active. ``last_log`` is the last line that a life which
+    ended badly wrote to its log; it may come with a later report than the end itself.
     """
 
     worker_id: WorkerId
@@ -110,6 +111,7 @@ class WorkerReport(msgspec.Struct, frozen=True):
     exit_signal: int = 0
     restarts: Count = 0
     reason: Text = ""
+    last_log: Text = ""
     managed: bool = True
     version: Text = ""
     capabilities: list[Text] = []

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rbee.wire.errors import InferenceError, LoadingTimeout, RbeeError
+from rbee.wire.errors import InferenceError, LoadingTimeout, OutOfMemory, RbeeError
 from rbee.wire.messages import Progress
 from rbee.worker.definition import Definition
 from rbee.worker.engine.cores import pin
 from rbee.worker.engine.folder import ModelFolder, read_folder, read_through
 from rbee.worker.engine.recognise import ModelFacts, recognise
 from rbee.worker.engine.runtime import runtime, thread_count
+from rbee.worker.engine.shortage import shortage
 from rbee.worker.models import Model, build_model, build_runner
 from rbee.worker.progress import ProgressBoard, describe
 
@@ -36,7 +37,8 @@ class LoadedModel:
 def load_model(definition: Definition, report: Report) -> LoadedModel:
     """Load and warm up, calling ``report`` at each bit of progress.
 
-    Blocking. Raises ConfigError for a model that cannot be served, ProviderUnavailable where the device is not there.
+    Blocking. Raises ConfigError for a model that cannot be served, ProviderUnavailable where the device is not there,
+    OutOfMemory or MemoryError where the memory is too short.
     """
     started = time.monotonic()
     folder = read_folder(definition.folder)
@@ -59,6 +61,8 @@ def load_model(definition: Definition, report: Report) -> LoadedModel:
 def _warm_up(model: Model) -> None:
     try:
         model.served.warm_up()
+    except OutOfMemory:
+        raise
     except InferenceError as error:
         why = str(error.__cause__ or error).strip().splitlines()[:1]
         raise InferenceError(f"the model loads, and its first run fails: {''.join(why)[:300]}") from error
@@ -107,6 +111,10 @@ class Loader:
     def _load(self) -> None:
         try:
             model = load_model(self._definition, self._report)
+        except OutOfMemory as error:
+            self._tell(self._end, _out_of_memory(error))
+        except MemoryError as error:
+            self._tell(self._end, _out_of_memory(shortage(error, "the model", None)))
         except RbeeError as error:
             self._tell(self._end, error)
         except Exception as error:  # noqa: BLE001 - the thread's last edge: carried to the loop with its stack
@@ -136,3 +144,8 @@ class Loader:
             self._result.set_result(outcome)
         else:
             self._result.set_exception(outcome)
+
+
+def _out_of_memory(error: OutOfMemory) -> OutOfMemory:
+    """The end of a load whose memory ran out: its sentence begins with its code, by which the hive knows it."""
+    return type(error)(f"{error.code}: {error.message}", details=error.details)

@@ -30,7 +30,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Entry point; ends the process with 0, 1, 69 (device not there) or 78 (configuration wrong)."""
+    """Entry point; ends the process with 0, 1, 69 (device not there), 71 (memory short) or 78 (configuration wrong)."""
     options = _options(sys.argv[1:])
     paths = Paths(options.config_dir, options.state_dir, options.run_dir)
     if options.check_config:

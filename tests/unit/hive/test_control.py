@@ -39,7 +39,9 @@ class Bench:
         self.units = units
         metrics = HiveMetrics(CollectorRegistry())
         self.news = asyncio.Event()
-        self.table = WorkerTable("h", "boot", config.paths, metrics, lambda *_: self.news.set(), lambda: None)
+        self.table = WorkerTable(
+            "h", "boot", config.paths, metrics, lambda *_: self.news.set(), lambda: None, lambda *_: None
+        )
         self.table.go_live()
 
         async def nothing(*_: object) -> None:

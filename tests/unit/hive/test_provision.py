@@ -42,7 +42,7 @@ class Bench:
         self.reports: list[WorkerReport] = []
         self.news = asyncio.Event()
         metrics = HiveMetrics(CollectorRegistry())
-        self.table = WorkerTable("h", "boot", config.paths, metrics, self.on_report, lambda: None)
+        self.table = WorkerTable("h", "boot", config.paths, metrics, self.on_report, lambda: None, lambda *_: None)
         self.table.go_live()
         self.units = ChildUnits(
             lambda error: None, command=self.command, environment={"PATH": os.environ["PATH"]},

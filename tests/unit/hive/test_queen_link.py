@@ -35,7 +35,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         registry = CollectorRegistry()
         metrics = HiveMetrics(registry)
         paths = Paths(tmp_path, tmp_path, tmp_path)
-        table = WorkerTable("node", "boot", paths, metrics, lambda *_: None, lambda: None)
+        table = WorkerTable("node", "boot", paths, metrics, lambda *_: None, lambda: None, lambda *_: None)
 
         async def machine() -> MachineFacts:
             return MACHINE

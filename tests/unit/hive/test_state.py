@@ -65,6 +65,23 @@ def test_a_crash_is_over_and_bad(unit: UnitFacts) -> None:
             "crashed: SIGKILL",
         ),
         (facts("failed", "failed", result="oom-kill"), WorkerState.FAILED, "oom-kill"),
+        (
+            facts(
+                "failed",
+                "failed",
+                result="exit-code",
+                exec_code=CLD_EXITED,
+                exec_status=71,
+                status_text="VRAM_FRAGMENTED: the model needs 4096 MB at once on cuda:0, 5000 MB are free in pieces",
+            ),
+            WorkerState.FAILED,
+            "VRAM_FRAGMENTED",
+        ),
+        (
+            facts("failed", "failed", result="exit-code", exec_code=CLD_EXITED, exec_status=71, status_text="ready"),
+            WorkerState.FAILED,
+            "exit 71: its memory does not suffice",
+        ),
         (facts("failed", "failed", result="watchdog"), WorkerState.FAILED, "watchdog"),
         (
             facts("failed", "failed", result="timeout", inactive_exit_monotonic_us=9, active_enter_monotonic_us=3),

@@ -49,11 +49,17 @@ class Bench:
         self.paths = Paths(folder, folder, folder)
         self.news: list[tuple[WorkerReport, Change]] = []
         self.resyncs = 0
+        self.crashes: list[tuple[str, str]] = []
         self.registry = CollectorRegistry()
-        self.table = WorkerTable("h", "boot", self.paths, HiveMetrics(self.registry), self._heard, self._resync)
+        self.table = WorkerTable(
+            "h", "boot", self.paths, HiveMetrics(self.registry), self._heard, self._resync, self._crashed
+        )
 
     def _heard(self, report: WorkerReport, change: Change) -> None:
         self.news.append((report, change))
+
+    def _crashed(self, worker_id: str, invocation_id: str) -> None:
+        self.crashes.append((worker_id, invocation_id))
 
     def _resync(self) -> None:
         self.resyncs += 1
@@ -128,6 +134,21 @@ def test_each_life_is_ready_once(bench: Bench) -> None:
     crashed = next(report for report, _ in bench.news if report.state is WorkerState.FAILED)
     assert (crashed.pid, crashed.exit_signal, crashed.reason) == (7, 9, "crashed: SIGKILL")
     assert bench.value("rbee_hive_worker_crashes_total", model="tiny") == 1
+
+
+def test_the_last_line_of_a_life_that_crashed_is_told_until_one_is_ready(bench: Bench) -> None:
+    started(bench)
+    bench.table.on_facts(unit("activating", "auto-restart", main_pid=0, result="oom-kill", exec_code=2, exec_status=9))
+    assert bench.crashes == [("w", LIFE)]
+    bench.table.set_last_log("w", NEXT_LIFE, "of a life that is not over")
+    assert bench.table.row("w").last_log == ""
+    bench.table.set_last_log("w", LIFE, "its last words")
+    assert (bench.news[-1][0].last_log, bench.news[-1][1]) == ("its last words", Change.DETAIL)
+    bench.table.on_facts(unit("activating", "start", invocation_id=NEXT_LIFE, main_pid=8))
+    assert bench.table.row("w").last_log == "its last words"
+    bench.write(facts(pid=8, invocation_id=NEXT_LIFE))
+    bench.table.on_facts(unit("active", "running", invocation_id=NEXT_LIFE, main_pid=8))
+    assert bench.table.row("w").last_log == ""
 
 
 def test_what_was_there_before_goes_with_the_first_heartbeat(tmp_path: Path) -> None:

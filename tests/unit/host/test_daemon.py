@@ -15,7 +15,7 @@ mode = sys.argv[1]
 class Sample:
     def __init__(self, notifier): self.notifier = notifier; self.reloads = 0
     async def start(self):
-        if mode in ("ConfigError", "ProviderUnavailable", "WorkerFailed"):
+        if mode in ("ConfigError", "ProviderUnavailable", "VramFragmented", "WorkerFailed"):
             raise getattr(errors, mode)("it is wrong: mend it")
         if mode == "slow-start":
             print("starting", file=sys.stderr, flush=True)
@@ -52,7 +52,8 @@ def test_a_signal_stops_it_cleanly(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "code"), [("ConfigError", 78), ("ProviderUnavailable", 69), ("WorkerFailed", 1), ("dies", 1)]
+    ("mode", "code"),
+    [("ConfigError", 78), ("VramFragmented", 71), ("ProviderUnavailable", 69), ("WorkerFailed", 1), ("dies", 1)],
 )
 def test_what_ends_it_is_said_and_becomes_its_exit_code(mode: str, code: int) -> None:
     daemon = start(mode)

@@ -22,7 +22,8 @@ from rbee.queen.routing.decision import (
     startable,
 )
 from rbee.queen.routing.pool import Pool
-from rbee.wire.messages import WorkerReport, WorkerState
+from rbee.wire.messages import Progress, WorkerReport, WorkerState
+from rbee.wire.shortage import needs
 
 NAMES = "abcdefghijkl"
 """More than are looked through one by one."""
@@ -262,7 +263,9 @@ def test_one_that_was_tried_fails_with_the_latest_reason() -> None:
     [
         ("LOADING_TIMEOUT", "exit-code", "LOADING_TIMEOUT"),
         ("", "timeout", "LOADING_TIMEOUT"),
-        ("out of memory", "oom-kill", "WORKER_FAILED"),
+        ("oom-kill", "oom-kill", "OUT_OF_MEMORY"),
+        ("VRAM_EXHAUSTED", "exit-code", "VRAM_EXHAUSTED"),
+        ("", "core-dump", "WORKER_FAILED"),
     ],
 )
 def test_failures_carry_the_workers_own_reason(reason: str, result: str, code: str) -> None:
@@ -271,3 +274,21 @@ def test_failures_carry_the_workers_own_reason(reason: str, result: str, code: s
     assert error.details["reason"] == reason
     assert error.details["result"] == result
     assert "journalctl -u rbee-worker@w" in error.message
+
+
+def test_a_shortage_that_a_worker_told_has_its_amounts_again() -> None:
+    said = needs(4 << 30, 5 << 30, "on cuda:0")
+    told = report(
+        S.FAILED, reason="VRAM_FRAGMENTED", status_text=f"VRAM_FRAGMENTED: the model {said} in pieces: restart"
+    )
+    error = failure(told)
+    assert (error.code, error.status) == ("VRAM_FRAGMENTED", 503)
+    assert (error.details["required_vram_mb"], error.details["available_vram_mb"]) == (4096, 5120)
+    assert f"the model {said} in pieces: restart; see 'journalctl" in error.message
+
+
+def test_a_kill_for_memory_says_how_far_loading_was() -> None:
+    progress = Progress("creating the session", 2, 4)
+    error = failure(report(S.FAILED, reason="oom-kill", result="oom-kill", progress=progress, last_log="listening"))
+    assert "while loading, at 'creating the session 2/4 steps', and the kernel killed it" in error.message
+    assert (error.details["cause"], error.details["last_log"]) == ("oom-kill", "listening")

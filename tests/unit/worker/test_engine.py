@@ -22,6 +22,7 @@ from rbee.wire.errors import (
     InferenceError,
     InternalError,
     InvalidRequest,
+    OutOfMemory,
     RbeeError,
 )
 from rbee.wire.worker_spec import Backend
@@ -252,16 +253,16 @@ def test_telemetry_is_off_before_the_runtime_is_imported() -> None:
 @pytest.mark.parametrize(
     ("words", "kind", "reason"),
     [
-        ("Failed to allocate memory for requested buffer of size 94371840", InferenceError, "out_of_memory"),
-        ("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size)", InferenceError, "out_of_memory"),
-        ("std::bad_alloc", InferenceError, "out_of_memory"),
+        ("Failed to allocate memory for requested buffer of size 94371840", OutOfMemory, "out_of_memory"),
+        ("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size)", OutOfMemory, "out_of_memory"),
+        ("std::bad_alloc", OutOfMemory, "out_of_memory"),
         ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", DeviceBroken, None),
         ("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0", DeviceBroken, None),
         ("Non-zero status code returned while running MatMul node", InferenceError, "RuntimeError"),
     ],
 )
 def test_a_failed_run_ends_a_request_or_the_worker(words: str, kind: type[RbeeError], reason: str | None) -> None:
-    failure = run_failure(RuntimeError(words), "this prompt")
+    failure = run_failure(RuntimeError(words), "this prompt", None)
     assert type(failure) is kind
     assert failure.details.get("reason") == reason
 

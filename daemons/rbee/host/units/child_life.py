@@ -34,7 +34,7 @@ class ChildSettings:
     restart_delay_s: float = 1.0
     start_burst: int = 5
     start_interval_s: float = 60.0
-    no_restart_codes: frozenset[int] = field(default=frozenset({78, 69}))
+    no_restart_codes: frozenset[int] = field(default=frozenset({78, 69, 71}))
 
 
 class ChildLife:

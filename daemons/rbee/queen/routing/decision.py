@@ -9,6 +9,7 @@ import msgspec
 
 from rbee.wire.errors import LoadingTimeout, RbeeError, WorkerFailed
 from rbee.wire.messages import WorkerReport, WorkerState
+from rbee.wire.shortage import reported
 
 EXIT_UNAVAILABLE = 69
 EXIT_CONFIG = 78
@@ -219,6 +220,9 @@ def failure(report: WorkerReport) -> RbeeError:
         "exit_status": report.exit_status,
     }
     hint = f"see 'journalctl -u rbee-worker@{report.worker_id}' on {report.hive_id}"
+    short = reported(report)
+    if short is not None:
+        return type(short)(f"{short.message}; {hint}", details=details | short.details, retry_after_s=30)
     if report.reason == LoadingTimeout.code or report.result == "timeout":
         return LoadingTimeout(
             f"worker {report.worker_id} made no progress while loading; {hint}", details=details, retry_after_s=30

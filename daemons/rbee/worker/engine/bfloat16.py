@@ -8,7 +8,7 @@ import numpy as np
 
 from rbee.worker.engine.datatypes import BF16
 from rbee.worker.engine.runtime import runtime
-from rbee.worker.engine.sessions import Array, RunOptions, Session, run_failure
+from rbee.worker.engine.sessions import Array, RunOptions, Session, gpu_of, run_failure
 
 ONNX_BFLOAT16 = 16
 """TensorProto.BFLOAT16 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto)."""
@@ -46,7 +46,7 @@ def run(
     try:
         found = cast(ValueSession, session).run_with_ort_values(list(outputs), values, options)
     except Exception as error:
-        raise run_failure(error, "this input") from error
+        raise run_failure(error, "this input", gpu_of(session)) from error
     return [_array(value, elements[name]) for name, value in zip(outputs, found, strict=True)]
 
 

@@ -16,20 +16,13 @@ from rbee.wire.worker_spec import Backend
 from rbee.worker.engine.cuda_advice import advise
 from rbee.worker.engine.native_messages import captured_stderr
 from rbee.worker.engine.runtime import runtime
+from rbee.worker.engine.shortage import is_shortage, shortage
 
 LOGGER = logging.getLogger(__name__)
 Array = NDArray[Any]
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
 MIB = 1 << 20
-OUT_OF_MEMORY = (
-    "Failed to allocate memory",
-    "out of memory",
-    "bad_alloc",
-    "bad allocation",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
-"""Words of the runtime's errors where memory is short; they come before the next ones, whose words they may share."""
 BROKEN_DEVICE = ("CUDA failure", "CUDA error", "CUBLAS failure", "CUDNN failure", "illegal memory access", "cudaError")
 
 
@@ -87,6 +80,8 @@ class Session(Protocol):
 
     def get_providers(self) -> list[str]: ...
 
+    def get_provider_options(self) -> dict[str, dict[str, str]]: ...
+
     def disable_fallback(self) -> None: ...
 
 
@@ -114,15 +109,17 @@ def runtime_device(backend: Backend) -> str:
 def create_session(model: Path | bytes, spec: DeviceSpec) -> Session:
     """Create the session of a model file, or of a small model's own bytes.
 
-    Raises ProviderUnavailable when CUDA was asked for and the session did not get it, ConfigError when the runtime
-    refuses the model.
+    Raises ProviderUnavailable when CUDA was asked for and the session did not get it, OutOfMemory where the runtime
+    could not allocate what the model needs, ConfigError when it refuses the model.
     """
     source = model if isinstance(model, bytes) else str(model)
     if spec.backend is Backend.CUDA:
         return _create_on_cuda(source, spec)
     try:
         session: Session = runtime().InferenceSession(source, session_options(spec), providers=[CPU_PROVIDER])
-    except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no base class
+    except Exception as error:
+        if is_shortage(error):
+            raise shortage(error, "the model", None) from error
         raise _refused(model, error) from None
     return session
 
@@ -160,7 +157,7 @@ def cuda_options(spec: DeviceSpec) -> dict[str, str]:
 
 
 def _create_on_cuda(source: str | bytes, spec: DeviceSpec) -> Session:
-    failure = ""
+    failure: Exception | None = None
     session: Session | None = None
     with captured_stderr() as messages:
         _preload(spec.cuda_library_path)
@@ -168,16 +165,18 @@ def _create_on_cuda(source: str | bytes, spec: DeviceSpec) -> Session:
             providers = [(CUDA_PROVIDER, cuda_options(spec)), CPU_PROVIDER]
             session = runtime().InferenceSession(source, session_options(spec), providers=providers)
         except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no base class
-            failure = str(error)
+            failure = error
     if session is not None and session.get_providers()[0] == CUDA_PROVIDER:
         session.disable_fallback()
         if messages.text.strip():
             LOGGER.info("the runtime says: %s", messages.text.strip())
         return session
+    if failure is not None and is_shortage(failure):
+        raise shortage(failure, "the model", spec.device)
     # the binding that tells of GPUs is needed here alone: no worker that starts pays for its import
     from rbee.host.machine import has_gpu_driver
 
-    advice = advise(f"{messages.text}\n{failure}", driver=has_gpu_driver())
+    advice = advise(f"{messages.text}\n{failure or ''}", driver=has_gpu_driver())
     raise ProviderUnavailable(
         advice.sentence,
         details={"backend": "cuda", "library": advice.library, "package": advice.package},
@@ -194,25 +193,22 @@ def _preload(folder: Path | None) -> None:
 
 
 def device_buffer(shape: Sequence[int], element: np.dtype[Any], device: str, device_id: int) -> Any:  # noqa: ANN401
-    """A tensor of the runtime on a device, its values not set; raises InferenceError where there is no memory."""
+    """A tensor of the runtime on a device, its values not set; raises OutOfMemory where there is no memory."""
     try:
         return runtime().OrtValue.ortvalue_from_shape_and_type(list(shape), element, device, device_id)
     except Exception as error:
-        raise run_failure(error, "a text") from error
+        raise run_failure(error, "a text", device_id if device == runtime_device(Backend.CUDA) else None) from error
 
 
-def run_failure(error: Exception, what: str) -> RbeeError:
-    """What a failed run of the runtime means, by its own words.
+def run_failure(error: Exception, what: str, device: int | None) -> RbeeError:
+    """What a failed run of the runtime on a GPU (None: on the CPU) means, by its own words.
 
-    InferenceError where the request failed, with reason out_of_memory where memory was too short for it; DeviceBroken
-    where the device's context is lost and with it everything that this process can still do on it.
+    InferenceError where the request failed, OutOfMemory where memory was too short for it; DeviceBroken where the
+    device's context is lost and with it everything that this process can still do on it.
     """
+    if is_shortage(error):  # comes first: its words may be among those of a broken device
+        return shortage(error, what, device)
     text = str(error)
-    if any(mark in text for mark in OUT_OF_MEMORY):
-        return InferenceError(
-            f"the memory was too short for {what}: shorten it, send fewer at once, or raise the worker's limits",
-            details={"reason": "out_of_memory"},
-        )
     if any(mark in text for mark in BROKEN_DEVICE):
         said = " ".join(text.split())[:300]
         return DeviceBroken(f"the GPU's context is lost, so the worker restarts: {said}")
@@ -222,6 +218,12 @@ def run_failure(error: Exception, what: str) -> RbeeError:
     )
 
 
+def gpu_of(session: Session) -> int | None:
+    """The GPU that a session runs on, None on the CPU."""
+    options = session.get_provider_options().get(CUDA_PROVIDER)
+    return None if options is None else int(options.get("device_id", "0"))
+
+
 def run_session(
     session: Session, outputs: Sequence[str], feeds: Mapping[str, Array], options: RunOptions | None = None
 ) -> list[Array]:
@@ -229,7 +231,7 @@ def run_session(
     try:
         return session.run(list(outputs), dict(feeds), options)
     except Exception as error:
-        raise run_failure(error, "this input") from error
+        raise run_failure(error, "this input", gpu_of(session)) from error
 
 
 def run_bound(session: Session, binding: Binding, options: RunOptions | None = None) -> None:
@@ -237,7 +239,7 @@ def run_bound(session: Session, binding: Binding, options: RunOptions | None = N
     try:
         session.run_with_iobinding(binding, options)
     except Exception as error:
-        raise run_failure(error, "this prompt") from error
+        raise run_failure(error, "this prompt", gpu_of(session)) from error
 
 
 def numpy_type(element: str) -> np.dtype[Any]:
