@@ -38,8 +38,8 @@ class CallbackHealth(msgspec.Struct, frozen=True):
 class HiveHealth(msgspec.Struct, frozen=True):
     """GET /v1/health: ``healthy``, or ``degraded`` while the queen cannot be told or systemd is out of reach.
 
-    ``catalogue`` says what is wrong with the catalogue of models, None where nothing is; one that is kept in memory
-    only degrades as well.
+    ``catalogue`` and ``audit`` say what is wrong with the catalogue of models and the audit log, None where nothing is;
+    a catalogue that is kept in memory only degrades as well, and so does an audit log that loses entries.
     """
 
     status: str
@@ -51,6 +51,7 @@ class HiveHealth(msgspec.Struct, frozen=True):
     workers: dict[str, int]
     callback: CallbackHealth
     catalogue: str | None = None
+    audit: str | None = None
 
 
 class Resources(msgspec.Struct, frozen=True):

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from rbee.host.audit.entries import AuditLevel
+from rbee.host.audit.setting import AuditSetting, audit_level
 from rbee.host.paths import Paths
 from rbee.wire import names
 from rbee.wire.errors import ConfigError
@@ -117,6 +119,16 @@ class HiveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: Tokens = Tokens()
     admin_users: list[Annotated[str, Meta(min_length=1, max_length=64)]] = []
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
+    audit: AuditSetting = "changes"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, which becomes the file's error, for an ``audit`` that is no level."""
+        audit_level(self.audit)
+
+    @property
+    def audit_level(self) -> AuditLevel:
+        """How much is written to the audit log."""
+        return audit_level(self.audit)
 
     @property
     def paths(self) -> Paths:

@@ -14,6 +14,8 @@ from rbee.hive.provision import Provision
 from rbee.hive.report import Worker
 from rbee.hive.workers import WorkerTable
 from rbee.host.addresses import answers_here
+from rbee.host.audit.entries import SYSTEM, EventType
+from rbee.host.audit.log import AuditLog
 from rbee.host.machine import DRIVER_ADVICE, gpu_list
 from rbee.host.units.facts import UnitFacts, UnitSupervisor
 from rbee.wire.errors import (
@@ -48,6 +50,7 @@ class Control:
         definitions: Definitions,
         health: HealthChecks,
         provision: Provision,
+        audit: AuditLog,
     ) -> None:
         self._config = config
         self._table = table
@@ -55,6 +58,7 @@ class Control:
         self._definitions = definitions
         self._health = health
         self._provision = provision
+        self._audit = audit
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
 
@@ -80,20 +84,19 @@ class Control:
             worker = self._table.find(request.worker_id)
             if self._provision.waits(request.worker_id) or (worker is not None and _is_up(worker)):
                 return self._row_in(request.worker_id), False
-            log(
-                LOGGER,
-                logging.INFO,
-                "worker.spawn",
-                event="worker.spawn",
-                actor=actor,
-                worker=request.worker_id,
-                model_ref=request.model_ref or (definition.spec.model if definition.spec else None),
-                node=self._table.hive_id,
-            )
             model = definition.spec.model if definition.spec else ""
+            self._tell_of_spawn(request.worker_id, request.model_ref or model or None, actor)
             if not await self._provision.begin(request.worker_id, model, self._start_provided):
                 await self._start(request.worker_id)
             return self._row_in(request.worker_id), True
+
+    def _tell_of_spawn(self, worker_id: str, model_ref: str | None, actor: str) -> None:
+        node = self._table.hive_id
+        log(
+            LOGGER, logging.INFO, "worker.spawn", event="worker.spawn", actor=actor, worker=worker_id,
+            model_ref=model_ref, node=node,
+        )  # fmt: skip
+        self._audit.record(EventType.WORKER_SPAWN, actor, worker_id=worker_id, model_ref=model_ref, node=node)
 
     async def _start_provided(self, worker_id: str) -> None:
         """Start a worker whose model came."""
@@ -193,6 +196,9 @@ class Control:
         async with self._order(worker_id):
             worker = self._table.get(worker_id)
             log(LOGGER, logging.INFO, "worker.stop", event="worker.stop", actor=actor, worker=worker_id, reason=reason)
+            self._audit.record(
+                EventType.WORKER_STOP, actor, worker_id=worker_id, node=self._table.hive_id, reason=reason
+            )
             if worker.external is not None:
                 return self._table.unregister_external(worker_id)
             await self._provision.cancel(worker_id)
@@ -218,6 +224,9 @@ class Control:
                 reason=IDLE,
                 idle_s=round(idle_s, 1),
                 limit_s=limit_s,
+            )
+            self._audit.record(
+                EventType.WORKER_STOP, SYSTEM, worker_id=worker_id, node=self._table.hive_id, reason=IDLE
             )
             with self._because(worker_id, IDLE):
                 await self._units.stop_unit(worker_id)
@@ -246,6 +255,8 @@ class Control:
         log(
             LOGGER, logging.INFO, "worker.restart", event="worker.restart", actor=actor, worker=worker_id, reason=reason
         )
+        who = SYSTEM if reason == UNHEALTHY else actor
+        self._audit.record(EventType.WORKER_RESTART, who, worker_id=worker_id, node=self._table.hive_id, reason=reason)
         with self._because(worker_id, reason):
             await self._units.restart_unit(worker_id)
 
@@ -275,6 +286,10 @@ class Control:
                 worker=ready.worker_id,
                 model_ref=ready.model_ref,
             )
+            self._audit.record(
+                EventType.WORKER_REGISTER, actor, worker_id=ready.worker_id, model_ref=ready.model_ref,
+                node=self._table.hive_id,
+            )  # fmt: skip
             return self._table.register_external(ready)
 
     def _refuse_managed(self, worker_id: str) -> None:

@@ -32,6 +32,9 @@ from rbee.hive.models.store import ModelStore
 from rbee.hive.provision import Provision, users_of_models
 from rbee.hive.queen_link import QueenLink
 from rbee.hive.workers import Change, WorkerTable
+from rbee.host.audit.callers import AuditedCallers
+from rbee.host.audit.log import AuditLog
+from rbee.host.audit.reload import record_refused_reload, record_reload, record_tokens
 from rbee.host.config import Loaded
 from rbee.host.credentials import find_secret
 from rbee.host.journal import set_level
@@ -82,6 +85,8 @@ class HiveDaemon:
         registry = CollectorRegistry()
         self._metrics = HiveMetrics(registry)
         config = self._config
+        self._audit = AuditLog(config.paths.state_dir / "hive", config.audit_level, self._metrics.audit)
+        self._callers = AuditedCallers(self._audit)
         self._table = WorkerTable(
             hive_id_of(config), uuid.uuid4().hex, config.paths, self._metrics, self._on_report, self._on_resync,
             self._on_crash,
@@ -103,15 +108,18 @@ class HiveDaemon:
         )
         self._store = ModelStore(config, ModelMetrics(registry), self._users_of_models)
         self._provision = Provision(self._store, self._table)
-        self._control = Control(config, self._table, self._units, self._definitions, self._health, self._provision)
+        self._control = Control(
+            config, self._table, self._units, self._definitions, self._health, self._provision, self._audit
+        )
         self._api = HiveApi(config, self._table, self._control, self._logs, Probe(config.paths.config_dir), self.health)
         app = build_app(
             verifier=self._verifier,
             admins=PeerAdmins(frozenset(config.admin_users)),
             metrics=HttpMetrics(registry, "rbee_hive"),
+            watch=self._callers,
         )
         self._api.add_to(app)
-        ModelRoutes(self._store, ModelOrders(self._store, config.paths.state_dir)).add_to(app)
+        ModelRoutes(self._store, ModelOrders(self._store, config.paths.state_dir, self._audit)).add_to(app)
         app.router.add_get("/metrics", metrics_handler(registry))
         identity = config.tls.identity
         tls = encrypted_for_others(self._sockets, None if identity is None else lambda: server_context(identity))
@@ -127,6 +135,7 @@ class HiveDaemon:
     async def start(self) -> None:
         """List the units, serve, say READY=1, and report. Raises ConfigError when a required queen is absent."""
         url = self._config.queen.callback_url
+        self._audit.start(daemon="hive", version=__version__, boot_id=self._table.boot_id)
         if url is not None:
             self._open_way_to_queen(callback_url(url))
         await self._units.start(self._table)
@@ -162,7 +171,14 @@ class HiveDaemon:
 
     async def reload(self) -> None:
         """Put limits, tokens and log level in force; raises ConfigError and changes nothing where they are wrong."""
-        loaded = self._reload()
+        try:
+            self._read_again()
+        except ConfigError as error:
+            record_refused_reload(self._audit, error.code)
+            raise
+
+    def _read_again(self) -> None:
+        loaded, tokens = self._reload(), self._verifier.fingerprints
         config = loaded.value
         self._put_tokens(config)
         if self._session is not None:
@@ -175,6 +191,9 @@ class HiveDaemon:
         waiting = needing_restart(self._config, config)
         if waiting:
             log(LOGGER, logging.WARNING, "these fields change with a restart only", fields=", ".join(waiting))
+        record_reload(self._audit, self._config, config)
+        record_tokens(self._audit, tokens, self._verifier.fingerprints)
+        self._audit.use(config.audit_level)
         self._config = config
         self._control.use(config)
         self._store.use(config)
@@ -205,6 +224,8 @@ class HiveDaemon:
             await self._session.close()
         for bound in self._sockets:
             bound.close()
+        self._callers.sum_up()
+        await self._audit.close()
 
     def healthy(self) -> bool:
         """Whether WATCHDOG=1 may go out: every part runs."""
@@ -222,7 +243,7 @@ class HiveDaemon:
     def health(self) -> HiveHealth:
         """The body of /v1/health."""
         callback, catalogue = self._callback_health(), self._store.catalogue
-        bad = callback.status in ("degraded", "unreachable") or catalogue.in_memory
+        bad = callback.status in ("degraded", "unreachable") or catalogue.in_memory or bool(self._audit.problem)
         return HiveHealth(
             status="degraded" if bad else "healthy",
             version=__version__,
@@ -233,6 +254,7 @@ class HiveDaemon:
             workers={state.value: count for state in WorkerState if (count := self._table.count(state))},
             callback=callback,
             catalogue=catalogue.problem,
+            audit=self._audit.problem or None,
         )
 
     # The parts.
@@ -410,7 +432,7 @@ class HiveDaemon:
                 return f"queen not reachable ({callback.why})"
 
 
-_RELOADABLE = frozenset({"limits", "models", "tokens", "log_level", "idle_limit_s", "model_roots"})
+_RELOADABLE = frozenset({"limits", "models", "tokens", "log_level", "idle_limit_s", "model_roots", "audit"})
 
 
 def needing_restart(old: HiveConfig, new: HiveConfig) -> list[str]:

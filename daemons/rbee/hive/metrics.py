@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from rbee.host.audit.metrics import AuditMetrics
 from rbee.wire.http.metrics import DURATION_BUCKETS
 from rbee.wire.messages import GpuFacts, WorkerReport, WorkerState
 
@@ -14,6 +15,7 @@ class HiveMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self.audit = AuditMetrics(registry, "rbee_hive")
         self.ready_callbacks = Counter(
             "rbee_hive_worker_ready_callbacks_total",
             "Ready callbacks sent to the queen, each try by its outcome",

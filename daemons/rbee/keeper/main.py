@@ -27,6 +27,7 @@ COMMANDS = {
     "hive": "Check a machine's hive.",
     "node": "Add machines to the fleet over SSH, and look after them.",
     "logs": "Print the journal of a node's hive or worker.",
+    "audit": "Read the audit log of this machine's daemons, and check that nobody changed it.",
     "doctor": "Check this machine: what it lacks, and what to do.",
     "credentials": "Make and rotate the tokens of this machine.",
     "config": "Show or write this command's own configuration.",

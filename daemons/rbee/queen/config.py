@@ -6,6 +6,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from rbee.host.audit.entries import AuditLevel
+from rbee.host.audit.setting import AuditSetting, audit_level
 from rbee.wire import names
 from rbee.wire.declarations import DeclaredModel, ModelName
 from rbee.wire.errors import ConfigError, InvalidModelReference
@@ -157,6 +159,16 @@ class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: Tokens = Tokens()
     admin_users: list[Annotated[str, Meta(min_length=1, max_length=64)]] = []
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
+    audit: AuditSetting = "changes"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, which becomes the file's error, for an ``audit`` that is no level."""
+        audit_level(self.audit)
+
+    @property
+    def audit_level(self) -> AuditLevel:
+        """How much is written to the audit log."""
+        return audit_level(self.audit)
 
 
 def check_public_url(value: str) -> str:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import msgspec
 
+from rbee import __version__
+from rbee.host.audit.callers import AuditedCallers
+from rbee.host.audit.log import AuditLog
 from rbee.queen.admission.admission import Admission
 from rbee.queen.admission.clients import Clients
 from rbee.queen.admission.policy import Policy
@@ -34,12 +37,14 @@ from rbee.queen.placement.placements import Placements
 from rbee.queen.placement.room import Room
 from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Change, Hive, SilenceLimits
+from rbee.queen.requests.audited import AuditedTrail
 from rbee.queen.requests.dispatch import Dispatcher, SendLimits
-from rbee.queen.requests.explain import Recent
+from rbee.queen.requests.explain import Recent, Trail
 from rbee.queen.requests.tasks import TaskRegistry
 from rbee.queen.routing.affinity import Affinity
 from rbee.queen.routing.decision import Key
 from rbee.queen.store import Store
+from rbee.wire import context
 from rbee.wire.auth import Secret
 from rbee.wire.http.client import client_session
 from rbee.wire.log import log
@@ -89,6 +94,8 @@ class Core:
         self.tokens = tokens
         self._closing = asyncio.Event()
         self.metrics = QueenMetrics()
+        self.audit = AuditLog(Path(config.state_dir) / "queen", config.audit_level, self.metrics.audit)
+        self.callers = AuditedCallers(self.audit)
         self.owner = TaskOwner(of_requests=True)
         self.hub = EventHub()
         self.recent = Recent()
@@ -115,7 +122,7 @@ class Core:
         self.upstreams = Upstreams(self.fleet.client)
         self.to_hives = client_session(connections=MOST_CONNECTIONS, tls=self.fleet.client)
         self.hives = HiveClient(
-            self.to_hives, self._hive_token, lambda hive_id: self.enrolments.refused(hive_id, HIVE_API)
+            self.to_hives, self.audit, self._hive_token, lambda hive_id: self.enrolments.refused(hive_id, HIVE_API)
         )
         self.placements = Placements(self.registry, self.hives, self.metrics.placing)
         self.dispatcher = Dispatcher(
@@ -149,7 +156,8 @@ class Core:
         self.metrics.watch(self.registry, self.declarations)
 
     async def start(self) -> None:
-        """Open the store, and begin to watch for silence."""
+        """Open the audit log and the store, and begin to watch for silence."""
+        self.audit.start(daemon="queen", version=__version__, instance_id=self.instance_id)
         rows, aliases = await self.store.open()
         await self.nodes.load()
         await self._load_declarations()
@@ -199,10 +207,20 @@ class Core:
         await self.to_workers.close()
         await self.to_hives.close()
         await self.store.close()
+        self.callers.sum_up()
+        await self.audit.close()
+
+    def trail(self, route: str, correlation_id: str | None = None, caller: str | None = None) -> Trail:
+        """The trail of a request that begins; without names it is the request in hand."""
+        caller = caller or context.caller.get()
+        if self.audit.everything:
+            return AuditedTrail(self.audit, route, correlation_id or context.correlation_id.get(), caller)
+        return Trail(route, correlation_id, caller)
 
     def reconfigure(self, config: QueenConfig) -> None:
         """Put the limits and aliases of a reloaded configuration in force."""
         self.config = config
+        self.audit.use(config.audit_level)
         self.registry.limits = _silence(config)
         self.admission.configure(Policy.of(config))
         self.admission.clients.configure(config.clients)

@@ -10,6 +10,7 @@ from pathlib import Path
 from aiohttp import web
 
 from rbee import __version__
+from rbee.host.audit.reload import record_refused_reload, record_reload, record_tokens
 from rbee.host.config import Loaded
 from rbee.host.credentials import find_named, find_secret, load_secret
 from rbee.host.journal import set_level
@@ -23,6 +24,7 @@ from rbee.queen.express.connection import ExpressConnection
 from rbee.queen.express.lane import Lane
 from rbee.queen.nodes.routes import NodeRoutes
 from rbee.queen.placement.routes import DeclarationRoutes
+from rbee.queen.reload import record_declarations
 from rbee.queen.requests.reply import CARRIED, name_times
 from rbee.queen.routes.hives import HiveRoutes
 from rbee.queen.routes.inference import OPENAI_ROUTES, InferenceRoutes
@@ -30,7 +32,7 @@ from rbee.queen.routes.models import ModelRoutes
 from rbee.queen.routes.status import StatusRoutes, problems
 from rbee.queen.routes.workers import WorkerRoutes
 from rbee.wire.auth import Role, Secret, TokenVerifier
-from rbee.wire.errors import ConfigError
+from rbee.wire.errors import ConfigError, RbeeError
 from rbee.wire.http.openapi import DocumentRoute
 from rbee.wire.http.server import Server, build_app, metrics_handler
 from rbee.wire.log import log
@@ -97,6 +99,13 @@ class QueenDaemon:
 
         Raises ConfigError. Addresses and folders stay as they were at the start.
         """
+        try:
+            await self._reload()
+        except RbeeError as error:
+            record_refused_reload(self.core.audit, error.code)
+            raise
+
+    async def _reload(self) -> None:
         loaded = await asyncio.to_thread(self._load)
         accepted, outgoing = await asyncio.to_thread(read_tokens, loaded.value)
         clients = await asyncio.to_thread(read_clients, loaded.value)
@@ -104,11 +113,20 @@ class QueenDaemon:
         refuse_public_without_token(self._sockets, fresh)
         if self._tls is not None:
             await asyncio.to_thread(self._tls.load)
+        before, tokens = self.core.config, self._tokens()
         self._verifier.replace(accepted, clients)
         self._outgoing.hive_api, self._outgoing.worker_api = outgoing.hive_api, outgoing.worker_api
         set_level(loaded.value.log_level)
         self.core.reconfigure(loaded.value)
+        record_reload(self.core.audit, before, loaded.value)
+        record_declarations(self.core.audit, before.models, loaded.value.models)
+        record_tokens(self.core.audit, tokens, self._tokens())
         log(LOGGER, logging.INFO, "configuration reloaded", **loaded.describe())
+
+    def _tokens(self) -> frozenset[str]:
+        """The fingerprints of all tokens in force, of those that are accepted and those that are presented."""
+        presented = (self._outgoing.hive_api, self._outgoing.worker_api)
+        return self._verifier.fingerprints | {secret.fingerprint for secret in presented if secret is not None}
 
     async def stop(self) -> None:
         """Take no new connections, let what runs end within 20 s, then close everything."""
@@ -182,6 +200,7 @@ def make_app(core: Core, verifier: TokenVerifier, admins: PeerAdmins) -> web.App
         admins=admins,
         metrics=core.metrics.http,
         openai_prefixes=(*OPENAI_ROUTES, "/v1/models"),
+        watch=core.callers,
     )
     app.on_response_prepare.append(name_times)
     DocumentRoute(app, "rbee queen", __version__, CARRIED)

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from rbee.host.audit.metrics import AuditMetrics
 from rbee.queen.placement.declarations import Declarations
 from rbee.queen.registry.registry import Registry
 from rbee.queen.routing.breaker import BreakerState
@@ -24,6 +25,7 @@ class QueenMetrics:
         registry = self.registry = CollectorRegistry()
         self.http = HttpMetrics(registry, "queen_rbee")
         self.placing = PlacingMetrics(registry)
+        self.audit = AuditMetrics(registry, "queen_rbee")
         self.ready_notifications = Counter(
             "queen_rbee_worker_ready_notifications_received_total",
             "Ready callbacks that hives delivered, repeated and late ones included",

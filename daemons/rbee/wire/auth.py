@@ -136,6 +136,11 @@ class TokenVerifier:
         return self._tokens
 
     @property
+    def fingerprints(self) -> frozenset[str]:
+        """The fingerprints of the tokens in force."""
+        return frozenset(secret.fingerprint for secret in self._held)
+
+    @property
     def empty(self) -> bool:
         """Whether no token is configured at all."""
         return not self._tokens

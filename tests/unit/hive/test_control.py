@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from tests.unit.hive.audit import audit_in
 
 from rbee.hive.config import HiveConfig
 from rbee.hive.control import Control
@@ -52,7 +53,8 @@ class Bench:
             idle_default_s=lambda: 0.0,
         )  # fmt: skip
         provision = Provision(ModelStore(config, ModelMetrics(CollectorRegistry()), dict), self.table)
-        self.control = Control(config, self.table, units, Definitions(config.paths), health, provision)
+        audit = audit_in(folder)
+        self.control = Control(config, self.table, units, Definitions(config.paths), health, provision, audit)
 
     async def until(self, active_state: str) -> None:
         async with asyncio.timeout(10):

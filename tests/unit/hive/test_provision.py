@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 from tests.behaviour.support.model_source import Fault, ModelSource
+from tests.unit.hive.audit import audit_in
 
 from rbee.hive.config import HiveConfig, ModelSettings
 from rbee.hive.control import Control
@@ -58,7 +59,8 @@ class Bench:
             self.table, config.paths, metrics, at_once=1, on_unhealthy=nothing, on_idle=nothing,
             idle_default_s=lambda: 0.0,
         )  # fmt: skip
-        self.control = Control(config, self.table, self.units, Definitions(config.paths), health, self.provision)
+        audit = audit_in(folder)
+        self.control = Control(config, self.table, self.units, Definitions(config.paths), health, self.provision, audit)
 
     def command(self, worker: str) -> list[str]:
         return [sys.executable, str(PROGRAM), "say:READY=1", "sleep:60"]

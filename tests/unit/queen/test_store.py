@@ -112,4 +112,5 @@ async def test_the_queen_serves_without_her_disk(configured: Configured, tmp_pat
         (tmp_path / "state").unlink()
         async with queen.client.put(url, json={"model": "talk"}) as response:
             assert response.status == 200
+        await until(lambda: not queen.core.audit.problem)
         assert (await queen.get("/health"))[1]["status"] == "ok"

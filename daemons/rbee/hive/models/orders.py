@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from rbee.hive.models.download import Download
 from rbee.hive.models.manifest import (
     differences,
     digest_of,
@@ -18,10 +19,21 @@ from rbee.hive.models.manifest import (
 )
 from rbee.hive.models.sink import refused
 from rbee.hive.models.store import ModelStore
+from rbee.host.audit.entries import EventType
+from rbee.host.audit.log import AuditLog
 from rbee.wire.errors import ModelInUse, ModelNotHere, StorageUnavailable
 from rbee.wire.log import log
-from rbee.wire.model_messages import Backup, FileEntry, FileList, ModelRow, ModelRows, Removed, Verified
-from rbee.wire.model_reference import Provider
+from rbee.wire.model_messages import (
+    Backup,
+    DownloadRequest,
+    FileEntry,
+    FileList,
+    ModelRow,
+    ModelRows,
+    Removed,
+    Verified,
+)
+from rbee.wire.model_reference import Provider, parse
 
 LOGGER = logging.getLogger(__name__)
 
@@ -29,10 +41,19 @@ LOGGER = logging.getLogger(__name__)
 class ModelOrders:
     """Orders on the store; ``state_dir`` is where the catalogue and its backups lie."""
 
-    def __init__(self, store: ModelStore, state_dir: Path) -> None:
+    def __init__(self, store: ModelStore, state_dir: Path, audit: AuditLog) -> None:
         self._store = store
+        self._audit = audit
         self._state_dir = state_dir
         self._reading = asyncio.Semaphore(1)
+
+    async def fetch(self, order: DownloadRequest, actor: str) -> ModelRow | Download:
+        """The model's row where it is here, else its download. Raises InvalidModelReference, TooManyRequests."""
+        reference = parse(order.reference)
+        found = await self._store.obtain(reference, order.source)
+        if isinstance(found, Download):
+            self._audit.record(EventType.MODEL_FETCH, actor, model=reference.model_id, model_ref=reference.text)
+        return found
 
     async def rows(self, provider: Provider | None = None) -> ModelRows:
         """The catalogue, or one provider's part of it, with the room that is left."""
@@ -58,6 +79,7 @@ class ModelOrders:
         """Remove a model, or stop its download; raises ModelNotHere, ModelInUse (with the workers)."""
         store = self._store
         if await store.cancel(model_id):
+            self._audit.record(EventType.MODEL_REMOVE, actor, model=model_id)
             return Removed(model_id, deleted=True, freed_bytes=0, message="its download was stopped")
         async with store.changing:
             row = await self.row(model_id)
@@ -69,6 +91,7 @@ class ModelOrders:
                 )
             ours = Path(row.local_path).parent == store.folder
             log(LOGGER, logging.INFO, "model.remove", event="model.remove", actor=actor, model=row.id, deleted=ours)
+            self._audit.record(EventType.MODEL_REMOVE, actor, model=row.id)
             await store.discard(row)
         if not ours:
             return Removed(row.id, deleted=False, freed_bytes=0, message="forgotten; its folder stays")
@@ -105,6 +128,7 @@ class ModelOrders:
             await asyncio.to_thread(_pin_manifest, Path(row.local_path), pinned)
         await self._store.catalogue.set_pinned(row.id, pinned=pinned)
         log(LOGGER, logging.INFO, "model.pin", event="model.pin", actor=actor, model=row.id, pinned=pinned)
+        self._audit.record(EventType.MODEL_PIN, actor, model=row.id, pinned=pinned)
         return await self.row(model_id)
 
     async def files(self, model_id: str) -> FileList:

@@ -58,7 +58,7 @@ class ModelRoutes:
     async def download(self, request: web.Request) -> web.StreamResponse:
         """Fetch a model: events until it is here (Accept: text/event-stream), else 202, or 200 where it is here."""
         order = await read_json(request, DownloadRequest)
-        found = await self._store.obtain(parse(order.reference), order.source)
+        found = await self._orders.fetch(order, _actor(request))
         if isinstance(found, Download):
             if _wants_events(request):
                 return await _as_events(request, found)

@@ -75,7 +75,7 @@ class Lane:
         lease = core.admission.take_now(core.admission.want(model, body, identity.client or identity.name))
         if lease is None:
             return None
-        trail = Trail(route, _correlation_id(head.fields.get(b"x-correlation-id")), identity.name)
+        trail = core.trail(route, _correlation_id(head.fields.get(b"x-correlation-id")), identity.name)
         trail.came(model, asked)
         trail.placed(lease.placement)
         limits = core.dispatcher.limits
@@ -87,6 +87,8 @@ class Lane:
             return None
         core.dispatcher.budget.deposit()
         record_authenticated(identity, correlation_id=trail.correlation_id)
+        if core.audit.everything:
+            core.callers.let_in(identity, trail.correlation_id)
         return Exchange(self, client, lease, trail, request, stream=stream, limit_s=limit_s)
 
     def _identity(self, authorization: bytes | None) -> Identity | None:

@@ -3,16 +3,26 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from http import HTTPStatus
 
 import aiohttp
 import msgspec
 
 from rbee import __version__
+from rbee.host.audit.entries import SYSTEM, EventType
+from rbee.host.audit.log import AuditLog
 from rbee.queen.registry.registry import Hive
+from rbee.wire import context
 from rbee.wire.auth import Secret
-from rbee.wire.errors import ConnectionTimeout, HiveProtocolError, HiveUnreachable, ProtocolError, VersionMismatch
+from rbee.wire.errors import (
+    ConnectionTimeout,
+    HiveProtocolError,
+    HiveUnreachable,
+    ProtocolError,
+    RbeeError,
+    VersionMismatch,
+)
 from rbee.wire.http.client import RemoteError, decode_answer, remote_error, request_headers
 from rbee.wire.log import log
 from rbee.wire.messages import SpawnRequest
@@ -35,26 +45,50 @@ def versions_fit(ours: str, theirs: str) -> bool:
 class HiveClient:
     """Calls to hives over one pool of connections; ``token`` (of a hive id) is asked for at each call.
 
-    ``refused`` is told that a hive refused its token; where it says so, another one is there to be tried.
+    ``refused`` is told that a hive refused its token; where it says so, another one is there to be tried. What
+    starts or stops a worker is written to ``audit``, with whoever caused it.
     """
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
+        audit: AuditLog,
         token: Callable[[str], Secret | None],
         refused: Callable[[str], bool] = lambda hive_id: False,
     ) -> None:
         self._session = session
+        self._audit = audit
         self._token = token
         self._refused = refused
 
     async def spawn(self, hive: Hive, request: SpawnRequest) -> JsonObject:
         """POST /v1/workers/spawn; returns the hive's answer. Raises as :meth:`call` does."""
-        return await self.call(hive, "POST", "/v1/workers/spawn", msgspec.structs.replace(request, hive_id=None))
+        order = msgspec.structs.replace(request, hive_id=None)
+        with self._audited(EventType.WORKER_SPAWN, hive, request.worker_id, request.model_ref):
+            return await self.call(hive, "POST", "/v1/workers/spawn", order)
 
     async def stop(self, hive: Hive, worker_id: str) -> JsonObject:
         """DELETE /v1/workers/W: drain and stop. Raises as :meth:`call` does."""
-        return await self.call(hive, "DELETE", f"/v1/workers/{worker_id}")
+        with self._audited(EventType.WORKER_STOP, hive, worker_id):
+            return await self.call(hive, "DELETE", f"/v1/workers/{worker_id}")
+
+    @contextlib.contextmanager
+    def _audited(
+        self, event_type: EventType, hive: Hive, worker_id: str, model_ref: str | None = None
+    ) -> Iterator[None]:
+        """Write the order of the block to the audit log, with how it went."""
+        outcome = "cancelled"
+        try:
+            yield
+            outcome = "ok"
+        except RbeeError as error:
+            outcome = error.code
+            raise
+        finally:
+            actor = context.caller.get() or SYSTEM
+            self._audit.record(
+                event_type, actor, worker_id=worker_id, model_ref=model_ref, node=hive.hive_id, outcome=outcome
+            )
 
     async def health(self, hive: Hive) -> JsonObject:
         """GET /v1/health, one try. Raises as :meth:`call` does."""

@@ -1,16 +1,20 @@
 """Routes of the registry of nodes, for administrators."""
 
 import time
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
 
 from rbee.host.addresses import parse_address
+from rbee.host.audit.entries import EventType, Value
 from rbee.queen.core import Core
 from rbee.queen.hives.places import peer_of
 from rbee.queen.nodes.abilities import Capability, hives_with
 from rbee.queen.nodes.preflight import check_hive
+from rbee.wire.auth import fingerprint
 from rbee.wire.errors import Forbidden
+from rbee.wire.http.middleware import IDENTITY
 from rbee.wire.http.operations import operation
 from rbee.wire.http.server import json_response, read_json
 from rbee.wire.names import hive_id
@@ -61,6 +65,7 @@ class NodeRoutes:
         """Take a node over which the command proved SSH; 409 where the name is taken."""
         details = await read_json(request, NodeDetails)
         await self._core.nodes.add(details, time.time())
+        self._record(request, EventType.NODE_ADD, details.name, host=details.host, addresses=details.addresses)
         return json_response(self._view(details.name), status=201)
 
     @operation(Node, body=NodeUpdate)
@@ -68,6 +73,7 @@ class NodeRoutes:
         """Change what is known of a node."""
         update = await read_json(request, NodeUpdate)
         await self._core.nodes.update(update, time.time())
+        self._record(request, EventType.NODE_UPDATE, update.name, fields=_given(update))
         return json_response(self._view(update.name))
 
     @operation(Done, body=NodeName)
@@ -75,6 +81,7 @@ class NodeRoutes:
         """Forget a node: its token counts no longer."""
         name = (await read_json(request, NodeName)).name
         await self._core.enrolments.remove(name)
+        self._record(request, EventType.NODE_REMOVE, name)
         return json_response(Done(True, f"node {name} removed"))
 
     @operation(NodeList, query={"capability": "nodes whose engine has it now: cpu, cuda, cuda:1"})
@@ -97,19 +104,21 @@ class NodeRoutes:
     async def enrol(self, request: web.Request) -> web.StreamResponse:
         """The credentials that a node lacks."""
         _refuse_in_clear(request)
-        return json_response(await self._core.enrolments.enrol(await read_json(request, EnrolRequest)))
+        return await self._credentials(request, EventType.NODE_ENROL, self._core.enrolments.enrol)
 
     @operation(Enrolment, body=EnrolRequest)
     async def rotate(self, request: web.Request) -> web.StreamResponse:
         """Other credentials for a node."""
         _refuse_in_clear(request)
-        return json_response(await self._core.enrolments.rotate(await read_json(request, EnrolRequest)))
+        return await self._credentials(request, EventType.NODE_ROTATE, self._core.enrolments.rotate)
 
     @operation(Certified, body=CertifyRequest)
     async def certify(self, request: web.Request) -> web.StreamResponse:
         """A certificate for the key of a node."""
         asked = await read_json(request, CertifyRequest)
-        return json_response(Certified(self._core.enrolments.certify(asked)))
+        answer = json_response(Certified(self._core.enrolments.certify(asked)))
+        self._record(request, EventType.NODE_CERTIFY, asked.name)
+        return answer
 
     @operation(NodeCheck)
     async def check(self, request: web.Request) -> web.StreamResponse:
@@ -118,11 +127,29 @@ class NodeRoutes:
         self._core.nodes.get(name)
         return json_response(await check_hive(self._core.hives, name, self._core.registry.hive(name)))
 
+    async def _credentials(
+        self, request: web.Request, event_type: EventType, make: Callable[[EnrolRequest], Awaitable[Enrolment]]
+    ) -> web.StreamResponse:
+        """Answer what was made for a node; of its tokens the audit log has the fingerprints."""
+        asked = await read_json(request, EnrolRequest)
+        made = await make(asked)
+        tokens = None if made.tokens is None else [fingerprint(one) for one in msgspec.structs.astuple(made.tokens)]
+        self._record(request, event_type, asked.name, tokens=tokens)
+        return json_response(made)
+
+    def _record(self, request: web.Request, event_type: EventType, node: str, **details: Value | None) -> None:
+        self._core.audit.record(event_type, request[IDENTITY].name, node=node, **details)
+
     def _view(self, name: str) -> Node:
         node = self._core.nodes.view(name, time.monotonic())
         if node.enrolled or node.problem:
             return node
         return msgspec.structs.replace(node, problem=self._core.enrolments.obstacle(name))
+
+
+def _given(update: NodeUpdate) -> list[str]:
+    """The names of the fields that an update brings."""
+    return [name for name in update.__struct_fields__ if name != "name" and getattr(update, name)]
 
 
 def _refuse_in_clear(request: web.Request) -> None:

@@ -52,12 +52,8 @@ class Account:
 
 
 @contextmanager
-def accounted(metrics: QueenMetrics, recent: Recent, route: str, trail: Trail | None = None) -> Iterator[Account]:
-    """Count and time one request of ``route`` by how it ended, and keep its trail in ``recent``.
-
-    ``trail`` is what was written of it before it came here.
-    """
-    trail = trail or Trail(route, None, context.caller.get())
+def accounted(metrics: QueenMetrics, recent: Recent, trail: Trail) -> Iterator[Account]:
+    """Count and time one request by how it ended, and keep its trail, begun here or before, in ``recent``."""
     trail.correlation_id = context.correlation_id.get()
     account = Account(trail)
     began = time.perf_counter()
@@ -70,7 +66,7 @@ def accounted(metrics: QueenMetrics, recent: Recent, route: str, trail: Trail | 
         raise
     finally:
         account.trail.ends(account.outcome, account.code)
-        metrics.request_duration.labels(route, account.outcome).observe(time.perf_counter() - began, exemplar())
+        metrics.request_duration.labels(trail.route, account.outcome).observe(time.perf_counter() - began, exemplar())
         if account.code is not None:
             metrics.errors.labels(code_label(account.code)).inc()
 

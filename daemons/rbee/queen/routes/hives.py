@@ -7,6 +7,7 @@ import msgspec
 from aiohttp import web
 
 from rbee import __version__
+from rbee.host.audit.entries import EventType
 from rbee.queen.core import Core
 from rbee.queen.hives.places import Origin, believed, believed_picture, is_foreign, peer_of
 from rbee.queen.registry.lives import Verdict
@@ -182,7 +183,9 @@ class HiveRoutes:
         asked = await read_json(request, CertifyRequest)
         if asked.name != hive_id:
             raise _field("name", "expected the one in the path")
-        return json_response(Certified(self._core.enrolments.certify(asked)))
+        answer = json_response(Certified(self._core.enrolments.certify(asked)))
+        self._core.audit.record(EventType.NODE_CERTIFY, request[IDENTITY].name, node=hive_id)
+        return answer
 
 
 def _field(field: str, why: str) -> InvalidRequest:

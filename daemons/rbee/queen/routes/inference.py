@@ -110,7 +110,8 @@ class InferenceRoutes:
     @contextmanager
     def _accounted(self, request: web.Request, route: str) -> Iterator[Account]:
         so_far = request.protocol.take_trail() if isinstance(request.protocol, Carrier) else None
-        with accounted(self._core.metrics, self._core.recent, route, so_far) as account:
+        trail = so_far or self._core.trail(route)
+        with accounted(self._core.metrics, self._core.recent, trail) as account:
             request[TRAIL] = account.trail
             yield account
 
@@ -192,7 +193,7 @@ class InferenceRoutes:
             )
 
         async def run(task: Task) -> Refused | None:
-            with accounted(core.metrics, core.recent, "/v2/tasks") as account:
+            with accounted(core.metrics, core.recent, core.trail("/v2/tasks")) as account:
                 account.trail.came(ask.model, ask.asked)
                 core.recent.name(account.trail, task.task_id)
                 sink: Sink = task

@@ -229,7 +229,7 @@ class StatusRoutes:
         """GET /v2/models/M: the metadata that its worker gives; a model that is not loaded is not started for it."""
         only_version(request)
         model = request.match_info["model"]
-        with accounted(self._core.metrics, self._core.recent, "/v2/models/{model}") as account:
+        with accounted(self._core.metrics, self._core.recent, self._core.trail("/v2/models/{model}")) as account:
             request[TRAIL] = account.trail
             return await self._metadata(request, model, account)
 
@@ -289,6 +289,8 @@ def problems(core: Core) -> list[str]:
     found = []
     if core.store.problem is not None:
         found.append(f"storage: {core.store.problem}")
+    if core.audit.problem:
+        found.append(f"audit: {core.audit.problem}")
     for hive in core.registry.hives():
         if hive.stale:
             found.append(f"hive {hive.hive_id}: silent")

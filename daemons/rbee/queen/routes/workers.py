@@ -12,6 +12,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from rbee.host.addresses import answers_here
+from rbee.host.audit.entries import EventType, Value
 from rbee.queen.core import Core
 from rbee.queen.hives.client import JsonObject
 from rbee.queen.hives.places import peer_of
@@ -20,6 +21,7 @@ from rbee.queen.placement.placements import no_hive
 from rbee.queen.registry.registry import Hive, Worker
 from rbee.queen.routing.decision import Key
 from rbee.wire.errors import BackendUnavailable, Conflict, Forbidden, TooManyRequests, WorkerNotFound
+from rbee.wire.http.middleware import IDENTITY
 from rbee.wire.http.operations import EVENTS, operation
 from rbee.wire.http.server import SseStream, json_response, read_json
 from rbee.wire.messages import (
@@ -185,7 +187,10 @@ class WorkerRoutes:
     async def patch(self, request: web.Request) -> web.StreamResponse:
         """Hold a worker back, or let it have work again."""
         wanted = await read_json(request, Patch)
-        return json_response(self._core.registry.hold(_key(request), wanted.state == WorkerState.BUSY.value).view())
+        key = _key(request)
+        view = self._core.registry.hold(key, wanted.state == WorkerState.BUSY.value).view()
+        self._record(request, EventType.WORKER_HOLD, worker_id=key.worker_id, node=key.hive_id, state=wanted.state)
+        return json_response(view)
 
     @operation(status=204)
     async def delete(self, request: web.Request) -> web.StreamResponse:
@@ -193,6 +198,7 @@ class WorkerRoutes:
         key = _key(request)
         if not self._core.registry.remove(key):
             raise WorkerNotFound(f"no worker '{key}' is known here", details={"worker": str(key)})
+        self._record(request, EventType.WORKER_REMOVE, worker_id=key.worker_id, node=key.hive_id)
         return web.Response(status=204)
 
     @operation(WorkerReport, body=RegisterRequest)
@@ -220,7 +226,12 @@ class WorkerRoutes:
             slots_total=wanted.slots_total,
             since_unix=time.time(),
         )
-        return json_response(self._core.registry.register(report, time.monotonic()).view())
+        view = self._core.registry.register(report, time.monotonic()).view()
+        self._record(
+            request, EventType.WORKER_REGISTER, worker_id=wanted.worker_id, node=wanted.hive_id,
+            model_ref=wanted.model_ref,
+        )  # fmt: skip
+        return json_response(view)
 
     @operation(Acted, status=202, body=SpawnRequest)
     async def spawn(self, request: web.Request) -> web.StreamResponse:
@@ -235,6 +246,9 @@ class WorkerRoutes:
             hive, answer = await core.placements.spawn(need, wanted)
         acted = Acted(True, hive.hive_id, wanted.worker_id, "the hive starts the worker", answer)
         return json_response(acted, status=202)
+
+    def _record(self, request: web.Request, event_type: EventType, **details: Value | None) -> None:
+        self._core.audit.record(event_type, request[IDENTITY].name, **details)
 
     def _is_known(self, wanted: SpawnRequest) -> bool:
         """Whether the worker asked for exists already, and with it its place."""
@@ -303,6 +317,7 @@ class WorkerRoutes:
             raise TooManyRequests(f"there are {MOST_ALIASES} aliases: remove one that is not used", retry_after_s=60)
         await self._core.store.put_alias(alias, model)
         self._core.aliases.put(alias, model)
+        self._record(request, EventType.ALIAS_CHANGE, alias=alias, model=model)
         return json_response(Alias(alias, model))
 
     @operation(status=204)
@@ -311,6 +326,7 @@ class WorkerRoutes:
         alias = model_name(request.match_info["alias"])
         await self._core.store.remove_alias(alias)
         self._core.aliases.remove(alias)
+        self._record(request, EventType.ALIAS_CHANGE, alias=alias)
         return web.Response(status=204)
 
 

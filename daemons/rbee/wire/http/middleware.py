@@ -25,6 +25,7 @@ from rbee.wire.errors import (
     PayloadTooLarge,
     RbeeError,
 )
+from rbee.wire.http.callers import CallerWatch
 from rbee.wire.http.metrics import HttpMetrics, exemplar
 from rbee.wire.log import Pace, log
 from rbee.wire.peer import PeerAdmins
@@ -221,21 +222,26 @@ def _of_aiohttp(error: web.HTTPException) -> RbeeError:
     return InvalidRequest("the request is malformed")
 
 
-def authentication(verifier: TokenVerifier, admins: PeerAdmins) -> Middleware:
-    """Know the caller before the handler runs: by the kernel on a Unix socket, by Bearer token on TCP."""
+def authentication(verifier: TokenVerifier, admins: PeerAdmins, watch: CallerWatch) -> Middleware:
+    """Know the caller before the handler runs: by the kernel on a Unix socket, by Bearer token on TCP.
+
+    ``watch`` hears of everybody.
+    """
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         route_handler = _function(request.match_info.handler)
         if not getattr(route_handler, _OPEN, False):
-            identity = _identify(request, verifier, admins)
+            identity = _identify(request, verifier, admins, watch)
             roles = getattr(route_handler, _ROLES, _DEFAULT_ROLES)
             if not identity.may(roles):
                 log(LOGGER, logging.WARNING, "caller may not use this route", identity=identity.name)
+                watch.refused("other_role", identity.name, _route(request), request.remote)
                 raise Forbidden(
                     f"this token is not for this route: it wants a token of {' or '.join(sorted(roles))}",
                     details={"roles": sorted(roles)},
                 )
+            watch.let_in(identity)
             request[IDENTITY] = identity
             context.caller.set(identity.name)
             context.client.set(identity.client or identity.name)
@@ -244,16 +250,24 @@ def authentication(verifier: TokenVerifier, admins: PeerAdmins) -> Middleware:
     return middleware
 
 
-def _identify(request: web.Request, verifier: TokenVerifier, admins: PeerAdmins) -> Identity:
+def _identify(request: web.Request, verifier: TokenVerifier, admins: PeerAdmins, watch: CallerWatch) -> Identity:
     transport = request.transport
     connection = transport.get_extra_info("socket") if transport is not None else None
     peername = transport.get_extra_info("peername") if transport is not None else None
     if connection is None:
         raise Forbidden("the connection is gone")
     if not isinstance(peername, tuple):  # a TCP peer has an address tuple; a Unix peer has none
-        return admins.identity(connection)
+        try:
+            return admins.identity(connection)
+        except Forbidden as error:
+            watch.refused("no_administrator", f"uid:{error.details.get('uid')}", _route(request), None)
+            raise
     if verifier.empty:
-        _refuse_foreign_page(request.headers.get("Origin"))
+        try:
+            _refuse_foreign_page(request.headers.get("Origin"))
+        except Forbidden:
+            watch.refused("foreign_page", None, _route(request), request.remote)
+            raise
         log(LOGGER, logging.DEBUG, "development mode: no token is configured, loopback is trusted")
         return ANONYMOUS
     try:
@@ -264,6 +278,7 @@ def _identify(request: web.Request, verifier: TokenVerifier, admins: PeerAdmins)
             _refused, logging.WARNING, "authentication failed", route=_route(request),
             reason=error.details.get("reason"), identity=who, code=error.code,
         )  # fmt: skip
+        watch.refused(str(error.details.get("reason")), who, _route(request), request.remote)
         raise
     if getattr(_function(request.match_info.handler), _ROUTINE, False):
         log(LOGGER, logging.DEBUG, "authenticated", identity=identity.name, role=identity.role.value)

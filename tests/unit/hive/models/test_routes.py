@@ -9,6 +9,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 from prometheus_client import CollectorRegistry
 from tests.behaviour.support.model_source import Fault, ModelSource
+from tests.unit.hive.audit import audit_in
 from tests.unit.hive.models.conftest import Bench
 
 from rbee.hive.models.orders import ModelOrders
@@ -44,7 +45,8 @@ class Caller:
 async def caller(bench: Bench) -> AsyncIterator[Caller]:
     metrics = HttpMetrics(CollectorRegistry(), "hive")
     app = build_app(verifier=TokenVerifier({}), admins=PeerAdmins(frozenset()), metrics=metrics)
-    ModelRoutes(bench.store, ModelOrders(bench.store, bench.config.paths.state_dir)).add_to(app)
+    folder = bench.config.paths.state_dir
+    ModelRoutes(bench.store, ModelOrders(bench.store, folder, audit_in(folder))).add_to(app)
     async with TestServer(app) as server, aiohttp.ClientSession() as client:
         yield Caller(client, f"http://127.0.0.1:{server.port}")
 

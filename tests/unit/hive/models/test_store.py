@@ -14,6 +14,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 from prometheus_client import CollectorRegistry
 from tests.behaviour.support.model_source import ModelSource
+from tests.unit.hive.audit import audit_in
 from tests.unit.hive.models.conftest import Bench
 
 from rbee.hive.models.catalogue_file import CatalogueFile
@@ -40,9 +41,14 @@ Maker = Callable[..., Any]
 FILES = {"model.onnx": b"a" * 1000, "data/weights": b"b" * 2000}
 
 
+def orders_of(bench: Bench) -> ModelOrders:
+    folder = bench.config.paths.state_dir
+    return ModelOrders(bench.store, folder, audit_in(folder))
+
+
 @pytest.fixture
 def orders(bench: Bench) -> ModelOrders:
-    return ModelOrders(bench.store, bench.config.paths.state_dir)
+    return orders_of(bench)
 
 
 def there(row: ModelRow) -> bool:
@@ -92,7 +98,7 @@ async def test_a_corrupt_catalogue_is_kept_aside_and_made_anew_from_the_folders(
 ) -> None:
     bench: Bench = await bench_of()
     row = await bench.pull(source.folder("tiny", FILES))
-    await ModelOrders(bench.store, bench.config.paths.state_dir).pin(row.id, "root", pinned=True)
+    await orders_of(bench).pin(row.id, "root", pinned=True)
     await bench.close()
     database(bench).write_bytes(b"this is no database at all" * 300)
     again: Bench = await bench_of()
@@ -178,7 +184,7 @@ async def test_the_operators_folder_elsewhere_stays_when_it_is_forgotten(
     (elsewhere / "own/model.onnx").write_bytes(b"x")
     bench.store.use(msgspec.structs.replace(bench.config, model_roots=[str(elsewhere)]))
     row = await bench.pull(f"file://{elsewhere}/own")
-    answer = await ModelOrders(bench.store, bench.config.paths.state_dir).remove(row.id, "root")
+    answer = await orders_of(bench).remove(row.id, "root")
     assert not answer.deleted
     assert (elsewhere / "own/model.onnx").exists()
 
@@ -216,7 +222,7 @@ async def test_a_model_without_a_record_gets_one_at_its_first_verification(bench
 
 async def test_the_budget_collects_the_least_recently_used(bench_of: Maker, source: ModelSource) -> None:
     bench: Bench = await bench_of(disk_budget_mb=1)
-    orders = ModelOrders(bench.store, bench.config.paths.state_dir)
+    orders = orders_of(bench)
     size = {"model.onnx": b"x" * 300_000}
     pinned, old, used = [await bench.pull(source.folder(name, size)) for name in ("pinned", "old", "used")]
     await orders.pin(pinned.id, "root", pinned=True)
@@ -287,7 +293,7 @@ async def other(bench_of: Maker, tmp_path: Path) -> AsyncIterator[tuple[Bench, s
     bench: Bench = await bench_of(tmp_path / "other")
     admins, tokens = PeerAdmins(frozenset()), TokenVerifier({})
     app = build_app(verifier=tokens, admins=admins, metrics=HttpMetrics(CollectorRegistry(), "other"))
-    routes = ModelRoutes(bench.store, ModelOrders(bench.store, bench.config.paths.state_dir))
+    routes = ModelRoutes(bench.store, orders_of(bench))
     routes.add_to(app)
     async with TestServer(app) as server:
         yield bench, f"http://127.0.0.1:{server.port}"
