@@ -1,5 +1,8 @@
 """What queen and hive refuse at their edge, and how they say it."""
 
+import re
+import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +12,7 @@ import pytest
 from pytest_bdd import given, parsers, scenarios, then, when
 
 from rbee.wire.errors import RbeeError
-from tests.behaviour.support.daemons import start_alone
+from tests.behaviour.support.daemons import ACCEPTED, start_alone
 from tests.behaviour.support.http import Answer, Http
 from tests.behaviour.support.person import Person
 from tests.behaviour.support.processes import DaemonProcess
@@ -28,6 +31,7 @@ class Tried:
     mark: Path = Path()
     token: str | None = None
     answers: list[Answer] = field(default_factory=list)
+    heads: list[tuple[int, bytes]] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -156,3 +160,53 @@ def start_on(models: Path, daemon: str, port: int) -> Iterator[DaemonProcess]:
 def says_ports(started: DaemonProcess) -> None:
     assert started.process.returncode == 78
     assert "1024" in started.text or "65535" in started.text
+
+
+# -- many that are not acceptable --------------------------------------------------------------------------------------
+
+SPAWN = {"queen": "/v2/workers/spawn", "hive": "/v1/workers/spawn"}
+LISTING = {"queen": "/v2/workers/list", "hive": "/v1/workers/list"}
+MANY = 400
+_ANSWER = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r]*\r\n(.*?)\r\n\r\n", re.S)
+
+
+def _sent(method: str, path: str, token: str, body: bytes, *, last: bool) -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nHost: rbee\r\nAuthorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n"
+    return head.encode() + (b"Connection: close\r\n\r\n" if last else b"\r\n") + body
+
+
+@when(parsers.parse("a caller sends the {daemon} bodies that are not acceptable as fast as it can"))
+def many_invalid(shared_stack: Stack, tried: Tried, daemon: str) -> None:
+    # one behind the other on one connection: no answer is waited for
+    port = shared_stack.queen_port if daemon == "queen" else shared_stack.hive_port
+    token = shared_stack.tokens[ACCEPTED[daemon]]
+    invalid = _sent("POST", SPAWN[daemon], token, b'{"worker_id": 7}', last=False)
+    valid = _sent("GET", LISTING[daemon], token, b"", last=True)
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        sender = threading.Thread(target=connection.sendall, args=(invalid * MANY + valid,))
+        sender.start()
+        while piece := connection.recv(1 << 16):
+            received += piece
+        sender.join()
+    tried.heads = [(int(status), head.lower()) for status, head in _ANSWER.findall(received)]
+
+
+@then("each is answered 400 until more than 50 a second came, and then 429 with Retry-After")
+def some_refused(tried: Tried) -> None:
+    statuses = [status for status, _ in tried.heads[:-1]]
+    assert len(statuses) == MANY
+    assert statuses[:25] == [400] * 25, "an earlier scenario may have sent some in this very second"
+    assert set(statuses) == {400, 429}
+    assert all(b"retry-after: 1" in head for status, head in tried.heads if status == 429)
+
+
+@then("a request of that caller that is acceptable is served all the while")
+def acceptable_served(tried: Tried) -> None:
+    assert tried.heads[-1][0] == 200
+
+
+@then("another caller is told why its own is not acceptable")
+def another_caller(shared_stack: Stack, tried: Tried) -> None:
+    assert shared_stack.admin.post(SPAWN["queen"], {"worker_id": 7}).status == 400
+    assert shared_stack.hive_admin.post(SPAWN["hive"], {"worker_id": 7}).status == 400

@@ -11,13 +11,15 @@ from tests.unit.queen.partners import WorkerPartner, report, served
 
 ENDLESS = "(/v2/events|/session)$"
 """Streams without an end."""
+LIMITS = {"admission_timeout_s": 1.0, "cold_wait_s": 1.0, "invalid_per_second": 100_000}
+"""A fuzzer sends what is not acceptable, and wants to be told why."""
 REFUSED = 'queen_rbee_http_errors_total{code="INTERNAL"}'
 
 
 async def fuzz(program: str, seconds: int, seed: int) -> int:
     """The fuzzer's exit code; 1 as well where the queen met a defect of her own."""
     with tempfile.TemporaryDirectory(prefix="rbee-contract-") as folder:
-        config = configuration(Path(folder), requests={"admission_timeout_s": 1.0, "cold_wait_s": 1.0})
+        config = configuration(Path(folder), requests=LIMITS)
         async with running(config) as queen, served(WorkerPartner().app()) as url:
             await queen.tell(report(url=url))
             fuzzer = await asyncio.create_subprocess_exec(

@@ -63,12 +63,16 @@ class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bounds: what is held in memory, and how much a caller may ask for at once."""
+    """Bounds: what is held in memory, and how much a caller may ask for at once.
+
+    ``invalid_per_second``: requests of one caller that are not acceptable and told so; further ones get 429.
+    """
 
     external_workers: Annotated[int, Meta(ge=0, le=10_000)] = 256
     log_lines: Annotated[int, Meta(ge=1, le=100_000)] = 10_000
     log_streams: Annotated[int, Meta(ge=1, le=256)] = 16
     health_checks_at_once: Annotated[int, Meta(ge=1, le=256)] = 16
+    invalid_per_second: Annotated[float, Meta(ge=1, le=1_000_000)] = 50
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

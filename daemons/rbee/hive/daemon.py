@@ -45,6 +45,7 @@ from rbee.host.units.facts import UnitSupervisor
 from rbee.wire.auth import Role, Secret, TokenVerifier
 from rbee.wire.errors import ConfigError
 from rbee.wire.http.client import client_session
+from rbee.wire.http.invalid import InvalidPace
 from rbee.wire.http.metrics import HttpMetrics
 from rbee.wire.http.server import Server, build_app, metrics_handler
 from rbee.wire.log import log
@@ -87,6 +88,7 @@ class HiveDaemon:
         config = self._config
         self._audit = AuditLog(config.paths.state_dir / "hive", config.audit_level, self._metrics.audit)
         self._callers = AuditedCallers(self._audit)
+        self._invalid = InvalidPace(config.limits.invalid_per_second)
         self._table = WorkerTable(
             hive_id_of(config), uuid.uuid4().hex, config.paths, self._metrics, self._on_report, self._on_resync,
             self._on_crash,
@@ -117,6 +119,7 @@ class HiveDaemon:
             admins=PeerAdmins(frozenset(config.admin_users)),
             metrics=HttpMetrics(registry, "rbee_hive"),
             watch=self._callers,
+            invalid=self._invalid,
         )
         self._api.add_to(app)
         ModelRoutes(self._store, ModelOrders(self._store, config.paths.state_dir, self._audit)).add_to(app)
@@ -195,6 +198,7 @@ class HiveDaemon:
         record_tokens(self._audit, tokens, self._verifier.fingerprints)
         self._audit.use(config.audit_level)
         self._config = config
+        self._invalid.most = config.limits.invalid_per_second
         self._control.use(config)
         self._store.use(config)
         self._api.use(config)

@@ -57,7 +57,8 @@ class RequestLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     waits in all while a worker of its model starts or loads. ``silent_wait_s``: how long it waits where all its model's
     workers are out of reach. ``stall_s``: silence in a stream after which the worker
     is taken for stuck. ``answer_s``: the longest an answer that is not streamed may take: the queen's own deadline,
-    computed once and passed on; a later one that a client asks for is ignored.
+    computed once and passed on; a later one that a client asks for is ignored. ``invalid_per_second``: requests of one
+    caller that are not acceptable and told so; further ones get 429.
     """
 
     admission_timeout_s: Seconds = 30.0
@@ -71,6 +72,7 @@ class RequestLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_tasks: Annotated[int, Meta(ge=1, le=100_000)] = 1000
     task_events: Annotated[int, Meta(ge=16, le=1_000_000)] = 10_000
     task_retention_s: Seconds = 300.0
+    invalid_per_second: Annotated[float, Meta(ge=1, le=1_000_000)] = 50
 
 
 class ModelPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

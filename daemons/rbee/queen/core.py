@@ -47,6 +47,7 @@ from rbee.queen.store import Store
 from rbee.wire import context
 from rbee.wire.auth import Secret
 from rbee.wire.http.client import client_session
+from rbee.wire.http.invalid import InvalidPace
 from rbee.wire.log import log
 from rbee.wire.messages import WorkerReport
 from rbee.wire.tasks import TaskOwner
@@ -96,6 +97,7 @@ class Core:
         self.metrics = QueenMetrics()
         self.audit = AuditLog(Path(config.state_dir) / "queen", config.audit_level, self.metrics.audit)
         self.callers = AuditedCallers(self.audit)
+        self.invalid = InvalidPace(config.requests.invalid_per_second)
         self.owner = TaskOwner(of_requests=True)
         self.hub = EventHub()
         self.recent = Recent()
@@ -221,6 +223,7 @@ class Core:
         """Put the limits and aliases of a reloaded configuration in force."""
         self.config = config
         self.audit.use(config.audit_level)
+        self.invalid.most = config.requests.invalid_per_second
         self.registry.limits = _silence(config)
         self.admission.configure(Policy.of(config))
         self.admission.clients.configure(config.clients)

@@ -201,6 +201,7 @@ def make_app(core: Core, verifier: TokenVerifier, admins: PeerAdmins) -> web.App
         metrics=core.metrics.http,
         openai_prefixes=(*OPENAI_ROUTES, "/v1/models"),
         watch=core.callers,
+        invalid=core.invalid,
     )
     app.on_response_prepare.append(name_times)
     DocumentRoute(app, "rbee queen", __version__, CARRIED)

@@ -38,6 +38,18 @@ Feature: What comes from outside is checked at the edge, and refused by name
   Scenario: Every code is one of the list
     Then each error that is provoked has a code of the list, a sentence and details
 
+  @VALID-29
+  Scenario Outline: Who sends more that is not acceptable than 50 a second is told to come back
+    When a caller sends the <daemon> bodies that are not acceptable as fast as it can
+    Then each is answered 400 until more than 50 a second came, and then 429 with Retry-After
+    And a request of that caller that is acceptable is served all the while
+    And another caller is told why its own is not acceptable
+
+    Examples:
+      | daemon |
+      | queen  |
+      | hive   |
+
   @VALID-28
   Scenario Outline: A body over 1 MiB is refused where none so large is of use
     When the <daemon> is sent 2 MiB to <path>

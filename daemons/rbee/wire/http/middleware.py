@@ -26,6 +26,7 @@ from rbee.wire.errors import (
     RbeeError,
 )
 from rbee.wire.http.callers import CallerWatch
+from rbee.wire.http.invalid import InvalidPace
 from rbee.wire.http.metrics import HttpMetrics, exemplar
 from rbee.wire.log import Pace, log
 from rbee.wire.peer import PeerAdmins
@@ -128,8 +129,11 @@ def measured(metrics: HttpMetrics) -> Middleware:
     return middleware
 
 
-def errors(metrics: HttpMetrics, openai_prefixes: tuple[str, ...]) -> Middleware:
-    """Turn every exception into the one error shape, and log those that are our fault."""
+def errors(metrics: HttpMetrics, openai_prefixes: tuple[str, ...], invalid: InvalidPace | None) -> Middleware:
+    """Turn every exception into the one error shape, and log those that are our fault.
+
+    ``invalid`` limits how many requests that are not acceptable one caller may send; None: as many as it likes.
+    """
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -151,6 +155,8 @@ def errors(metrics: HttpMetrics, openai_prefixes: tuple[str, ...]) -> Middleware
             return _answer(request, _unexpected())
 
     def _answer(request: web.Request, error: RbeeError) -> web.StreamResponse:
+        if invalid is not None and error.status == HTTPStatus.BAD_REQUEST:
+            error = invalid.refusal(_caller(request), time.monotonic()) or error
         metrics.errors.labels(error.code).inc()
         _log_answered(request, error)
         begun: web.StreamResponse | None = request.get(STREAM)
@@ -162,6 +168,11 @@ def errors(metrics: HttpMetrics, openai_prefixes: tuple[str, ...]) -> Middleware
         return error_response(error, openai=request.path.startswith(openai_prefixes))
 
     return middleware
+
+
+def _caller(request: web.Request) -> str:
+    identity = request.get(IDENTITY)
+    return identity.name if identity is not None else request.remote or ""
 
 
 def _unexpected() -> InternalError:

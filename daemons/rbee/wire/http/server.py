@@ -17,6 +17,7 @@ from rbee.wire.auth import TokenVerifier
 from rbee.wire.errors import InternalError, InvalidRequest, PayloadTooLarge, RequestTimeout
 from rbee.wire.http import middleware
 from rbee.wire.http.callers import NOBODY_WATCHES, CallerWatch
+from rbee.wire.http.invalid import InvalidPace
 from rbee.wire.http.metrics import OPENMETRICS_MEDIA, HttpMetrics, exposition
 from rbee.wire.http.operations import TEXT, operation
 from rbee.wire.peer import PeerAdmins
@@ -43,19 +44,20 @@ def build_app(
     max_body: int = MAX_BODY,
     openai_prefixes: tuple[str, ...] = (),
     watch: CallerWatch = NOBODY_WATCHES,
+    invalid: InvalidPace | None = None,
 ) -> web.Application:
     """An application without routes in which every request is correlated, measured, authenticated, and answered.
 
     ``max_body`` is in bytes (413 above); errors on paths that start with one of ``openai_prefixes`` carry OpenAI's
-    own fields; ``watch`` hears of every caller. aiohttp runs the middlewares in the order of the list, the first one
-    outermost.
+    own fields; ``watch`` hears of every caller, ``invalid`` limits what is not acceptable. aiohttp runs the middlewares
+    in the order of the list, the first one outermost.
     """
     app = web.Application(
         client_max_size=max_body,
         middlewares=[
             middleware.correlation,
             middleware.measured(metrics),
-            middleware.errors(metrics, openai_prefixes),
+            middleware.errors(metrics, openai_prefixes, invalid),
             middleware.authentication(verifier, admins, watch),
         ],
     )
