@@ -180,6 +180,21 @@ class Machine:
             self.network.run(["ip", "link", "delete", self.port])
         cgroups.discard(self._groups)
 
+    # -- memory --------------------------------------------------------------------------------------------------
+
+    def limit_memory(self, spare: int | None) -> None:
+        """Leave the machine ``spare`` bytes beside what it uses now; None: as much as the host has.
+
+        Past that the kernel kills the process that it likes least on this machine.
+        """
+        most = None if spare is None else cgroups.memory_used(self._groups) + spare
+        cgroups.limit_memory(self._groups, most)
+
+    @property
+    def kills_for_memory(self) -> int:
+        """How many of its processes the kernel has killed because its memory ran out."""
+        return cgroups.kills_for_memory(self._groups)
+
     # -- commands ------------------------------------------------------------------------------------------------
 
     def command(self, argv: Sequence[str | Path], user: str | None = None) -> list[str]:

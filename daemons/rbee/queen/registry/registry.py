@@ -15,6 +15,7 @@ from rbee.queen.routing.decision import Key
 from rbee.queen.routing.pool import Pool
 from rbee.wire.errors import Conflict, WorkerNotFound
 from rbee.wire.messages import Heartbeat, WorkerReport, WorkerState
+from rbee.wire.shortage import OOM_KILL
 
 __all__ = ["Change", "Hive", "Liveness", "Outcome", "Registry", "SilenceLimits", "Worker"]
 MANUAL_BOOT = "manual"
@@ -338,6 +339,9 @@ class Registry:
             worker.ready_at = hive.heard
         if not report.state.ready or report.invocation_id != worker.report.invocation_id:
             worker.held = False  # an operator's hold is for one life of the worker
+        news = (report.result, report.invocation_id) != (worker.report.result, worker.report.invocation_id)
+        if report.result == OOM_KILL and news:
+            worker.killed_at = hive.heard
         worker.report = report
         worker.suspect, worker.proven_until = "", 0.0
         worker.breaker.close()

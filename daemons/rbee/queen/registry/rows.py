@@ -70,8 +70,8 @@ class Worker:
     ``suspect`` says why the queen doubts the report while its ``breaker`` is open (the connection broke).
     ``proven_until`` is how long (monotonic) a direct answer of the worker stands in for its silent hive. ``work`` is
     the estimated cost, in tokens, of its requests in flight; ``loading_since`` is when it was first heard to load,
-    ``used_at`` when it was last given a request, 0 before the first (monotonic). ``pools`` are those of its names while
-    the registry has it.
+    ``used_at`` when it was last given a request, ``killed_at`` when the queen last heard that a life of it was killed
+    for its memory, 0 before the first (monotonic). ``pools`` are those of its names while the registry has it.
     """
 
     key: Key
@@ -90,6 +90,7 @@ class Worker:
     loading_since: float | None = None
     pools: tuple[Pool["Worker"], ...] = ()
     used_at: float = 0.0
+    killed_at: float = 0.0
 
     @property
     def state(self) -> WorkerState:

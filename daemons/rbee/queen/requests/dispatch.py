@@ -33,12 +33,14 @@ from rbee.wire.errors import (
     ErrorInfo,
     InferenceError,
     ModelLoading,
+    OutOfMemory,
     RbeeError,
     WorkerUnreachable,
 )
 from rbee.wire.http.client import request_headers
 from rbee.wire.http.server import decode_body
 from rbee.wire.log import log
+from rbee.wire.shortage import OOM_KILL
 from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
@@ -169,8 +171,9 @@ class Dispatcher:
     async def open(self, call: Call) -> Upstream | Refused:
         """Place and send ``call`` until a worker answers: at most three workers, none after a byte of an answer.
 
-        A try anew is paid for by the budget. Raises what :meth:`Admission.acquire` raises, RequestTimeout,
-        WorkerUnreachable, AllSlotsBusy, WorkerFailed, and InvalidRequest for a body that :func:`renamed` cannot read.
+        A try anew is paid for by the budget, and there is none once the worker is known to have been killed for its
+        memory. Raises what :meth:`Admission.acquire` raises, RequestTimeout, WorkerUnreachable, AllSlotsBusy,
+        WorkerFailed, OutOfMemory, and InvalidRequest for a body that :func:`renamed` cannot read.
         """
         own = after(self.limits.answer_s, time.time())
         call = _without_late_deadline(call, own)
@@ -178,6 +181,7 @@ class Dispatcher:
         if call.deadline is None and not call.stream:
             call = dataclasses.replace(call, deadline=own)
         began = time.monotonic()
+        sent_at = began - (time.perf_counter() - call.trail.arrived)
         problem: RbeeError | None = None
         while True:
             if call.trail.tries and not self._may_retry(call, problem):
@@ -188,6 +192,12 @@ class Dispatcher:
             except RbeeError as error:
                 call.trail.denied(error)
                 raise
+            killed = self._killed_for_memory(call, sent_at)
+            if killed is not None:
+                lease.release()
+                call.trail.denied(killed)
+                raise killed
+            sent_at = time.monotonic()
             call.trail.placed(lease.placement)
             answer = await self._try(call, lease, (time.monotonic() - began) * 1000)
             if not isinstance(answer, RbeeError):
@@ -205,6 +215,20 @@ class Dispatcher:
         if not want.again:
             self.budget.deposit()
         return want
+
+    def _killed_for_memory(self, call: Call, sent_at: float) -> OutOfMemory | None:
+        """The error of a request whose last worker was killed for its memory while it had it, else None.
+
+        It may be the cause, and placed anew it would take the next worker's life as well.
+        """
+        worker = None if call.trail.chosen is None else self._registry.worker(call.trail.chosen)
+        if worker is None or worker.killed_at < sent_at:
+            return None
+        return OutOfMemory(
+            f"worker {worker.key} was killed for its memory (oom-kill) while it had the request: ask for less at once, "
+            "or give the worker more memory",
+            details={"worker": str(worker.key), "cause": OOM_KILL},
+        )
 
     def _may_retry(self, call: Call, problem: RbeeError | None) -> bool:
         """Whether the request is placed anew: it has tries left, and the budget pays for one."""
