@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -30,7 +31,8 @@ class WorkerDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``model_roots`` bounds where models may lie (default: the state folder's ``models``). ``cuda_library_path`` is a
     folder with CUDA's libraries where the loader does not find them by itself. ``admin_users`` may use the Unix
     sockets beside root and the group rbee. ``listen_host`` is where workers listen whose definition does not say; with
-    ``tls`` one that others can reach is served by mutual TLS.
+    ``tls`` one that others can reach is served by mutual TLS. A load warns where ``io_pressure_file`` says that tasks
+    waited for disks for more than ``io_pressure_percent`` of the last 10 s; 0 turns that off.
     """
 
     model_roots: list[str] = []
@@ -40,6 +42,8 @@ class WorkerDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls: TlsFiles = TlsFiles()
     tokens: Tokens = Tokens()
     admin_users: list[str] = []
+    io_pressure_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 50.0
+    io_pressure_file: str = "/proc/pressure/io"
 
 
 @dataclass(frozen=True, slots=True)

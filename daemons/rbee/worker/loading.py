@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from rbee.wire.errors import InferenceError, LoadingTimeout, OutOfMemory, RbeeError
 from rbee.wire.messages import Progress
@@ -17,6 +18,7 @@ from rbee.worker.engine.recognise import ModelFacts, recognise
 from rbee.worker.engine.runtime import runtime, thread_count
 from rbee.worker.engine.shortage import shortage
 from rbee.worker.models import Model, build_model, build_runner
+from rbee.worker.pressure import warn_of_busy_disks
 from rbee.worker.progress import ProgressBoard, describe
 
 LOGGER = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ def load_model(definition: Definition, report: Report) -> LoadedModel:
     started = time.monotonic()
     folder = read_folder(definition.folder)
     facts = recognise(folder.facts, definition.spec.task)
+    warn_of_busy_disks(Path(definition.defaults.io_pressure_file), definition.defaults.io_pressure_percent)
     read_through(folder.weight_files, lambda done, total: report(Progress("reading files", done, total, "bytes")))
     if definition.spec.pin_cores:
         cores = pin(definition.spec.pin_cores)
