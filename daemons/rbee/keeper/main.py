@@ -25,6 +25,7 @@ COMMANDS = {
     "task": "Cancel a task.",
     "why": "Tell what became of a request, or why a worker gets none.",
     "hive": "Check a machine's hive.",
+    "apply": "Bring about the fleet that a file describes, telling the difference first.",
     "node": "Add machines to the fleet over SSH, and look after them.",
     "logs": "Print the journal of a node's hive or worker.",
     "audit": "Read the audit log of this machine's daemons, and check that nobody changed it.",

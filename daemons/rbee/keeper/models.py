@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -101,8 +101,9 @@ async def _progress(response: aiohttp.ClientResponse) -> AsyncIterator[ModelProg
 class PullScreen:
     """Shows a download on stderr: a bar on a terminal, else a line for each stage, each tenth and each failed try."""
 
-    def __init__(self, *, terminal: bool) -> None:
+    def __init__(self, *, terminal: bool, tell: Callable[[str], None] = say) -> None:
         self._terminal = terminal
+        self._tell = tell
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._stage: Stage | None = None
@@ -120,7 +121,7 @@ class PullScreen:
     def say(self, line: str) -> None:
         """A line that stays."""
         self._end_bar()
-        say(line)
+        self._tell(line)
 
     def show(self, progress: ModelProgress) -> None:
         """How far it is now."""

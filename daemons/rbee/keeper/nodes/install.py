@@ -117,8 +117,7 @@ def _from_apt(root: Root, source: AptLine, note: Note) -> None:
 
 
 def _from_folder(root: Root, source: DebFolder, note: Note) -> None:
-    release = root.ssh.run(["sh", "-c", ". /etc/os-release && echo $VERSION_CODENAME"]).out.strip()
-    debs = debs_in(source.path, release)
+    debs = debs_in(source.path, preflight.release(root.ssh))
     note.told = ", ".join(f"{deb.name} {deb.version}" for deb in debs)
     there = _versions(root)
     missing = [deb for deb in debs if there[deb.name] != deb.version]

@@ -48,6 +48,11 @@ def package_version(ssh: Ssh, package: str) -> str:
     return version if state == "installed" else ""
 
 
+def release(ssh: Ssh) -> str:
+    """The code name of the node's Debian release; raises StepFailed."""
+    return ssh.run(["sh", "-c", ". /etc/os-release && echo $VERSION_CODENAME"]).out.strip()
+
+
 def _round_trips(ssh: Ssh, clock: Callable[[], float]) -> Iterator[Check]:
     began = clock()
     said = ssh.run(["echo", _WORD]).out
