@@ -27,6 +27,12 @@ def identity(path: Path, element: int, *shape: int | str) -> Path:
     return save(path, nodes, [value("x", element, *shape)], [value("y", element, *shape)])
 
 
+def square(path: Path) -> Path:
+    """A product of a matrix with itself, large enough for several threads where the matrix is."""
+    nodes = [helper.make_node("MatMul", ["x", "x"], ["y"])]
+    return save(path, nodes, [value("x", TensorProto.FLOAT, "n", "n")], [value("y", TensorProto.FLOAT, "n", "n")])
+
+
 def encoder_like(path: Path, output: str = "last_hidden_state") -> Path:
     """input_ids -> one row of a table for each token."""
     table = np.arange(40, dtype=np.float32).reshape(10, 4)

@@ -39,6 +39,7 @@ from rbee.worker.engine.runner import Runner
 from rbee.worker.engine.runtime import thread_count
 from rbee.worker.engine.sampling import SamplingParams, default_sampling
 from rbee.worker.engine.sessions import (
+    MOST_SPIN_US,
     DeviceSpec,
     create_session,
     cuda_options,
@@ -280,6 +281,18 @@ async def test_a_broken_device_fails_the_runner(runner: Runner) -> None:
 def test_no_plan_is_kept_for_each_shape_where_shapes_have_no_end() -> None:
     assert session_options(DeviceSpec(Backend.CPU)).enable_mem_pattern
     assert not session_options(DeviceSpec(Backend.CPU, varying=True)).enable_mem_pattern
+
+
+def test_threads_wait_awake_within_a_run_and_sleep_behind_it(tmp_path: Path) -> None:
+    spec = DeviceSpec(Backend.CPU, threads=2)
+    assert session_options(spec).get_session_config_entry("session.intra_op.spin_duration_us") == str(MOST_SPIN_US)
+    session = create_session(graphs.square(tmp_path / "model.onnx"), spec)
+    values = np.ones((512, 512), np.float32)
+    for _ in range(5):
+        run_session(session, ["y"], {"x": values})
+        began = time.process_time()
+        time.sleep(0.1)
+        assert time.process_time() - began < 0.01  # the runtime's own way is to spin for some 30 ms
 
 
 def test_tf32_may_be_refused() -> None:

@@ -23,6 +23,8 @@ Array = NDArray[Any]
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
 MIB = 1 << 20
+MOST_SPIN_US = 100
+"""Microseconds that a session's thread waits awake for the next part of a run before it sleeps."""
 BROKEN_DEVICE = ("CUDA failure", "CUDA error", "CUBLAS failure", "CUDNN failure", "illegal memory access", "cudaError")
 
 
@@ -138,8 +140,10 @@ def session_options(spec: DeviceSpec) -> Any:  # noqa: ANN401 - the runtime has 
     options.log_severity_level = 3
     # the runtime keeps a plan of its memory for every shape that it has seen, for ever
     options.enable_mem_pattern = not spec.varying
-    # threads that spin while they wait would burn a core in an idle worker
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # a run is hundreds of short parallel parts: a thread that slept between them would cost a third of a small step;
+    # one that spun on behind the run would burn a core in an idle worker
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(MOST_SPIN_US))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     return options
 
