@@ -15,11 +15,10 @@ import msgspec
 from rbee.host.credentials import load_secret
 from rbee.keeper.settings import Place
 from rbee.wire.errors import ConnectionTimeout, ProtocolError, Unavailable
-from rbee.wire.http.client import client_session, fetch_json, remote_error, request_headers
+from rbee.wire.http.client import client_session, fetch_json, notice_death, remote_error, request_headers
 
 T = TypeVar("T")
 CONNECTIONS = 8
-_KEEPALIVE_IDLE_S, _KEEPALIVE_EVERY_S, _KEEPALIVE_PROBES = 1, 1, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class Daemon:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Open a stream: connect with the usual tries, wait at most ``head_limit_s`` for its head.
 
-        A request that was sent is never sent twice. A network that drops is noticed by TCP keepalive within 4 s.
+        A request that was sent is never sent twice. A network that drops is noticed by TCP keepalive within 5 s.
         """
         data = None if body is None else msgspec.json.encode(body)
         headers = request_headers() | {"Accept": accept} | ({"Content-Type": "application/json"} if data else {})
@@ -170,7 +169,4 @@ def _watch_connection(response: aiohttp.ClientResponse) -> None:
     raw = transport.get_extra_info("socket") if transport else None
     if raw is None or raw.family == socket.AF_UNIX:
         return
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
-    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_EVERY_S)
-    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+    notice_death(raw)

@@ -120,7 +120,7 @@ class Core:
         self.tasks = TaskRegistry(
             self.owner, most=limits.max_tasks, most_events=limits.task_events, retention_s=limits.task_retention_s
         )
-        self.to_workers = client_session(connections=MOST_CONNECTIONS, tls=self.fleet.client)
+        self.to_workers = client_session(connections=MOST_CONNECTIONS, tls=self.fleet.client, watched=True)
         self.upstreams = Upstreams(self.fleet.client)
         self.to_hives = client_session(connections=MOST_CONNECTIONS, tls=self.fleet.client)
         self.hives = HiveClient(

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +21,7 @@ from rbee.host.sockets import bind_tcp, bind_unix
 from rbee.wire.auth import Role, Secret, TokenVerifier
 from rbee.wire.errors import AllSlotsBusy, ConnectionTimeout, InvalidRequest, ProtocolError, Unavailable
 from rbee.wire.http import server
-from rbee.wire.http.client import RemoteError, client_session, decode_answer, fetch_json
+from rbee.wire.http.client import PEER_LIMIT_S, RemoteError, client_session, decode_answer, fetch_json
 from rbee.wire.http.counts import Counts
 from rbee.wire.http.durations import Durations
 from rbee.wire.http.metrics import HttpMetrics, exposition
@@ -298,6 +299,21 @@ async def test_a_client_that_left_is_no_error_in_the_log(service: Service, caplo
         async with session.get(service.url + "/metrics") as response:
             assert '{method="GET",route="/left",status="499"}' in await response.text()
     assert [record.message for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+@pytest.mark.parametrize("watched", [True, False])
+async def test_a_watched_session_has_its_peers_machine_asked_whether_it_is_there(
+    service: Service, watched: bool
+) -> None:
+    async with (
+        client_session(token=CLIENT, watched=watched) as session,
+        session.get(service.url + "/endless") as response,
+    ):
+        assert response.connection is not None and response.connection.transport is not None
+        raw = response.connection.transport.get_extra_info("socket")
+        assert bool(raw.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) is watched
+        limit_ms = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert limit_ms == (PEER_LIMIT_S * 1000 if watched else 0)
 
 
 async def test_the_client_tells_apart_what_went_wrong(service: Service) -> None:

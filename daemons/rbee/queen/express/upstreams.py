@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from rbee.queen.express.framing import BadFraming, Body, bodiless, body_of
 from rbee.queen.express.heads import END, MOST_HEAD, AnswerHead, read_answer
+from rbee.wire.http.client import notice_death
 
 IDLE_LIMIT_S = 60.0
 MOST_IDLE = 256
@@ -56,8 +57,9 @@ class WorkerConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The loop has set TCP_NODELAY."""
+        """The loop has set TCP_NODELAY; a worker whose machine is gone is noticed."""
         self._transport = cast(asyncio.Transport, transport)
+        notice_death(transport.get_extra_info("socket"))
 
     @property
     def usable(self) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import ssl
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ from rbee.wire.http.middleware import CORRELATION_HEADER
 
 T = TypeVar("T")
 CALLER_HEADER = "X-Rbee-Caller"
+PEER_LIMIT_S = 5
+_PROBE_AFTER_S, _PROBE_EVERY_S = 2, 1
 _CONNECT_TIMEOUT_S = 10.0
 _MOST_ANSWER_BYTES = 16 << 20
 
@@ -35,19 +38,26 @@ def client_session(
     connections: int = 100,
     proxies: bool = False,
     tls: ssl.SSLContext | None = None,
+    watched: bool = False,
 ) -> aiohttp.ClientSession:
     """A session to one partner (or, over TCP, to several with the same token).
 
     No cookies, the environment's proxies only with ``proxies``, no total time limit: each call brings its own. At
     most ``connections`` are open at once; a call past that waits within its time limit. The loop sets TCP_NODELAY.
     ``tls`` is what is shown and asked for at https addresses (default: the machine's own authorities, no certificate
-    of ours).
+    of ours). ``watched``: its TCP connections end when their peer's machine is gone, see :func:`notice_death`.
     """
     connector: aiohttp.BaseConnector
     if unix_socket is not None:
         connector = aiohttp.UnixConnector(unix_socket, limit=connections, keepalive_timeout=60.0)
     else:
-        connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=60.0, ttl_dns_cache=60, ssl=tls or True)
+        connector = aiohttp.TCPConnector(
+            limit=connections,
+            keepalive_timeout=60.0,
+            ttl_dns_cache=60,
+            ssl=tls or True,
+            socket_factory=_watched_socket if watched else None,
+        )
     headers = {} if token is None else {"Authorization": f"Bearer {token.reveal()}"}
     return aiohttp.ClientSession(
         connector=connector,
@@ -58,6 +68,26 @@ def client_session(
         requote_redirect_url=False,  # a signed URL that is quoted anew is another URL
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
     )
+
+
+def notice_death(connection: socket.socket, limit_s: int = PEER_LIMIT_S) -> None:
+    """Have the kernel end a TCP connection whose peer's machine acknowledges nothing for ``limit_s`` seconds (>= 3).
+
+    A machine that lost its power or its cable closes nothing: without this, who waits for its answer waits until a
+    limit of his own. A peer that is there and silent is not touched: its kernel answers (tcp(7)).
+    """
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_EVERY_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, (limit_s - _PROBE_AFTER_S) // _PROBE_EVERY_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_s * 1000)
+
+
+def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    notice_death(made)
+    return made
 
 
 def request_headers() -> dict[str, str]:
