@@ -31,6 +31,8 @@ from rbee.hive.models.routes import ModelRoutes
 from rbee.hive.models.store import ModelStore
 from rbee.hive.provision import Provision, users_of_models
 from rbee.hive.queen_link import QueenLink
+from rbee.hive.reload import callback_token, needing_restart, put_bearer
+from rbee.hive.revoked import RevokedList
 from rbee.hive.workers import Change, WorkerTable
 from rbee.host.audit.callers import AuditedCallers
 from rbee.host.audit.log import AuditLog
@@ -42,7 +44,7 @@ from rbee.host.machine import machine_facts
 from rbee.host.notify import Notifier, counted
 from rbee.host.sockets import encrypted_for_others, is_loopback, refuse_public_without_token, tcp_address
 from rbee.host.units.facts import UnitSupervisor
-from rbee.wire.auth import Role, Secret, TokenVerifier
+from rbee.wire.auth import Role, TokenVerifier
 from rbee.wire.errors import ConfigError
 from rbee.wire.http.client import client_session
 from rbee.wire.http.invalid import InvalidPace
@@ -128,6 +130,7 @@ class HiveDaemon:
         tls = encrypted_for_others(self._sockets, None if identity is None else lambda: server_context(identity))
         self._server = Server(app, self._sockets, _CLOSE_GRACE_S, tls=tls)
         self._client_tls = None if identity is None else client_context()
+        self._revoked: RevokedList | None = None
         self._session: aiohttp.ClientSession | None = None
         self._callbacks: Callbacks | None = None
         self._link: QueenLink | None = None
@@ -185,7 +188,7 @@ class HiveDaemon:
         config = loaded.value
         self._put_tokens(config)
         if self._session is not None:
-            _put_bearer(self._session, _callback_token(config))
+            put_bearer(self._session, callback_token(config))
         identity = self._config.tls.identity
         if identity is not None and self._client_tls is not None:
             load_identity(self._client_tls, identity)
@@ -292,7 +295,9 @@ class HiveDaemon:
         identity = self._config.tls.identity
         if identity is not None and self._client_tls is not None:
             load_identity(self._client_tls, identity)
-        self._session = client_session(token=_callback_token(self._config), tls=self._client_tls)
+            self._revoked = RevokedList(identity, self._client_tls)
+            self._revoked.read()
+        self._session = client_session(token=callback_token(self._config), tls=self._client_tls)
         self._callbacks = Callbacks(url, self._session, self._tasks, self._metrics, self._on_way_changed)
         self._link = QueenLink(
             url,
@@ -305,6 +310,7 @@ class HiveDaemon:
             on_change=self._on_way_changed,
             after_beat=self._callbacks.retry,
             on_refused=self._callbacks.refuse,
+            revoked=self._revoked,
         )
 
     def _keep_certificate(self, session: aiohttp.ClientSession, url: str) -> None:
@@ -368,7 +374,7 @@ class HiveDaemon:
     def _put_tokens(self, config: HiveConfig) -> None:
         file = config.paths.config_dir / config.tokens.hive_api_token if config.tokens.hive_api_token else None
         secret = find_secret("hive_api_token", file)
-        _callback_token(config)  # a wrong file is an error before anything changes
+        callback_token(config)  # a wrong file is an error before anything changes
         tokens = {Role.API: [secret] if secret is not None else []}
         refuse_public_without_token(self._sockets, TokenVerifier(tokens))
         self._verifier.replace(tokens)
@@ -434,25 +440,3 @@ class HiveDaemon:
                 return f"degraded: callbacks to the queen fail ({callback.why})"
             case _:
                 return f"queen not reachable ({callback.why})"
-
-
-_RELOADABLE = frozenset({"limits", "models", "tokens", "log_level", "idle_limit_s", "model_roots", "audit"})
-
-
-def needing_restart(old: HiveConfig, new: HiveConfig) -> list[str]:
-    """The fields that differ and that a reload does not put in force."""
-    return [
-        name for name in old.__struct_fields__ if name not in _RELOADABLE and getattr(old, name) != getattr(new, name)
-    ]
-
-
-def _callback_token(config: HiveConfig) -> Secret | None:
-    file = config.tokens.hive_callback_token
-    return find_secret("hive_callback_token", config.paths.config_dir / file if file else None)
-
-
-def _put_bearer(session: aiohttp.ClientSession, token: Secret | None) -> None:
-    if token is None:
-        session.headers.popall("Authorization", None)
-    else:
-        session.headers["Authorization"] = f"Bearer {token.reveal()}"

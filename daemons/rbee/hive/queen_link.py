@@ -17,6 +17,7 @@ import msgspec
 from rbee import __version__
 from rbee.hive.metrics import HiveMetrics
 from rbee.hive.refusal import is_refusal, sentence
+from rbee.hive.revoked import RevokedList
 from rbee.hive.workers import WorkerTable
 from rbee.wire.errors import RbeeError
 from rbee.wire.http.client import fetch_json
@@ -53,6 +54,7 @@ class QueenLink:
     ``machine`` reads the machine's facts; ``before_beat`` runs before each regular heartbeat (definitions are read
     anew), ``after_beat`` after each accepted one; ``on_change`` when the queen became reachable or unreachable;
     ``on_refused``, with the reason in a sentence, when she refuses this hive's token for longer than a rotation takes.
+    ``revoked`` is the list of revoked certificates, which her answers renew.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class QueenLink:
         on_change: Callable[[], None],
         after_beat: Callable[[], None],
         on_refused: Callable[[str], None],
+        revoked: RevokedList | None = None,
     ) -> None:
         self._url = url
         self._session = session
@@ -79,6 +82,7 @@ class QueenLink:
         self._on_change = on_change
         self._after_beat = after_beat
         self._on_refused = on_refused
+        self._revoked = revoked
         self._random = random.random
         self._facts: MachineFacts | None = None
         self._beat_now = asyncio.Event()
@@ -185,6 +189,7 @@ class QueenLink:
             api_url=self._api_url,
             machine=self._facts,
             workers=self._table.reports(),
+            revoked=None if self._revoked is None else self._revoked.digest,
         )
         url = f"{self._url}/v2/hives/{self._table.hive_id}/heartbeat"
         try:
@@ -201,6 +206,8 @@ class QueenLink:
         self._set_reachable(reachable=True, why="")
         self._count_refusal(refused=False)
         self._taken.set()
+        if answer.revoked is not None and self._revoked is not None:
+            await self._revoked.put(answer.revoked)
         self._after_beat()
         return True
 

@@ -162,7 +162,8 @@ class Heartbeat(msgspec.Struct, frozen=True):
     """POST /v2/hives/HIVE/heartbeat: the whole picture of one machine, every ``interval_s``.
 
     ``workers`` holds every worker that the hive knows, the stopped ones with a definition included. ``api_url`` is
-    where the queen reaches the hive.
+    where the queen reaches the hive. ``revoked`` is the SHA-256 (hex) of the list of revoked certificates that the hive
+    has, empty where it has none yet, None where it speaks without certificates.
     """
 
     hive_id: HiveId
@@ -174,15 +175,20 @@ class Heartbeat(msgspec.Struct, frozen=True):
     api_url: Url | None
     machine: MachineFacts
     workers: list[WorkerReport]
+    revoked: Text | None = None
 
 
 class HeartbeatAnswer(msgspec.Struct, frozen=True):
-    """``instance_id`` names one life of the queen; a hive that sees a new one sends its whole picture at once."""
+    """``instance_id`` names one life of the queen; a hive that sees a new one sends its whole picture at once.
+
+    ``revoked`` is the list of revoked certificates (PEM), where the hive has another one.
+    """
 
     success: bool
     message: str
     instance_id: str
     version: str
+    revoked: str | None = None
 
 
 class WorkerList(msgspec.Struct, frozen=True):

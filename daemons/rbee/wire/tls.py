@@ -1,7 +1,7 @@
 """Mutual TLS between machines: every side shows a certificate of the queen's own authority, and checks the other's.
 
 The identity of a daemon is a private key and a certificate in two PEM files. A certificate that was renewed on disk is
-used from the next handshake on: nothing has to be restarted or told.
+used from the next handshake on, and so is a new list of revoked ones: nothing has to be restarted or told.
 """
 
 import contextlib
@@ -34,14 +34,8 @@ def server_context(identity: Identity) -> ssl.SSLContext:
 
     Raises ConfigError for files that are missing, damaged, or do not fit.
     """
-    context = _server(identity)
-    context.sslobject_class = _AlertingObject
-    latest = _Latest(identity, context)
-
-    def refresh(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, used: ssl.SSLContext) -> None:
-        connection.context = latest.context()
-
-    context.sni_callback = refresh
+    context = _Renewing(ssl.PROTOCOL_TLS_SERVER)
+    context.latest = _Latest(identity, _server(identity))
     return context
 
 
@@ -51,15 +45,37 @@ def client_context() -> ssl.SSLContext:
 
 
 def load_identity(context: ssl.SSLContext, identity: Identity) -> None:
-    """Trust the authority, and show the certificate on the connections made from now on; raises ConfigError."""
+    """Trust the authority, and show the certificate on the connections made from now on; raises ConfigError.
+
+    Where the authority gave a list of revoked certificates, peers are held against it.
+    """
     try:
         context.load_verify_locations(identity.authority)
+        if identity.revoked.exists():
+            context.load_verify_locations(identity.revoked)
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
         context.load_cert_chain(identity.certificate, identity.key)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"{identity.certificate}: the certificate, its key and {identity.authority} cannot be used: "
             f"{error.strerror or type(error).__name__}: 'rbee node install' writes them anew"
         ) from None
+
+
+class _Renewing(ssl.SSLContext):
+    """Begins each connection by the latest context: what a connection checks is settled when it begins."""
+
+    latest: "_Latest"
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        return self.latest.context().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
 
 class _Latest:
@@ -88,6 +104,8 @@ def _empty(protocol: int) -> ssl.SSLContext:
 
 def _server(identity: Identity) -> ssl.SSLContext:
     context = _empty(ssl.PROTOCOL_TLS_SERVER)
+    context.sslobject_class = _AlertingObject
+    context.num_tickets = 0  # a session that is resumed would skip the look at the peer's certificate
     load_identity(context, identity)
     return context
 
@@ -99,6 +117,14 @@ def peer_name(request: web.Request) -> str | None:
         return None
     names = [value for part in certificate["subject"] for key, value in part if key == "commonName"]
     return names[0] if names else ""
+
+
+def peer_serial(request: web.Request) -> tuple[int, float] | None:
+    """The serial number of the certificate of whoever sent the request, and when it ends (Unix); None without one."""
+    certificate = None if request.transport is None else request.transport.get_extra_info("peercert")
+    if not certificate:
+        return None
+    return int(certificate["serialNumber"], 16), float(ssl.cert_time_to_seconds(certificate["notAfter"]))
 
 
 def is_encrypted(request: web.Request) -> bool:

@@ -48,7 +48,7 @@ def node(
     identity = Identity(folder / "authority.pem", folder / "node.pem", folder / "node.key")
     identity.authority.write_text(signer.certificate)
     identity.key.write_text(key_pem(key))
-    identity.certificate.write_text(signer.certify(request_for(key, name), name, [HERE], life, now))
+    identity.certificate.write_text(signer.certify(request_for(key, name), name, [HERE], life, now).pem)
     return identity
 
 
@@ -120,11 +120,11 @@ async def test_a_server_at_another_address_than_its_certificates_is_refused(tmp_
     lost = node(signer, tmp_path / "a")
     request = request_for(new_key(), "far")
     with pytest.raises(ConfigError, match="cannot be used"):
-        lost.certificate.write_text(signer.certify(request, "far", [HERE], DAY, NOW))  # of another key
+        lost.certificate.write_text(signer.certify(request, "far", [HERE], DAY, NOW).pem)  # of another key
         server_context(lost)
     key = new_key()
     lost.key.write_text(key_pem(key))
-    lost.certificate.write_text(signer.certify(request_for(key, "far"), "far", [ELSEWHERE], DAY, NOW))
+    lost.certificate.write_text(signer.certify(request_for(key, "far"), "far", [ELSEWHERE], DAY, NOW).pem)
     async with serving(lost) as url:
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await ask(node(signer, tmp_path / "b"), url)
@@ -155,7 +155,7 @@ async def test_a_renewed_certificate_is_shown_from_the_next_connection_on(tmp_pa
 def test_a_certificate_says_what_the_registry_says(tmp_path: Path) -> None:
     signer = authority(tmp_path / "ca")
     request = request_for(new_key(), QUEEN)  # what the request asks for is not what it gets
-    made = signer.certify(request, "far", [ELSEWHERE], DAY, NOW)
+    made = signer.certify(request, "far", [ELSEWHERE], DAY, NOW).pem
     assert signer.is_good(made, "far", [ELSEWHERE], NOW)
     assert not signer.is_good(made, QUEEN, [ELSEWHERE], NOW)
     assert not signer.is_good(made, "far", [HERE], NOW)

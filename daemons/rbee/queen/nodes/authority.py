@@ -6,7 +6,8 @@ of nodes, never from the request.
 
 import datetime
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -17,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from rbee.host.files import put_file
 from rbee.host.identity import RENEW_AT, key_pem, load_key, new_key
+from rbee.queen.nodes.revocations import Revocations
 from rbee.wire.errors import InvalidRequest, StorageUnavailable
 from rbee.wire.tls_files import Identity
 
@@ -28,6 +30,15 @@ _SKEW = datetime.timedelta(minutes=5)
 _MOST_REQUEST = 8192
 
 
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate that was made: as PEM, its serial number, and when it ends."""
+
+    pem: str
+    serial: int
+    ends_unix: float
+
+
 class Authority:
     """A key and a certificate in ``folder``, made at the first call of :meth:`open`; ``certificate`` is PEM."""
 
@@ -35,6 +46,7 @@ class Authority:
         self._folder = folder
         self._key: ec.EllipticCurvePrivateKey | None = None
         self._subject: x509.Certificate | None = None
+        self._revocations: Revocations | None = None
         self.certificate = ""
 
     @property
@@ -56,11 +68,30 @@ class Authority:
         except OSError as error:
             raise _unavailable(error) from error
         self._key = load_key(key_file)
+        self._revocations = Revocations(self.identity.revoked, self._key, self._subject)
+        try:
+            self._revocations.open(now)
+        except OSError as error:
+            raise _unavailable(error) from error
+
+    @property
+    def revocations(self) -> Revocations:
+        """The list of certificates that count no longer; raises StorageUnavailable before :meth:`open`."""
+        if self._revocations is None:
+            raise StorageUnavailable("the queen's certificate authority is not open: look at her log")
+        return self._revocations
+
+    def revoke(self, serials: Collection[int], now: datetime.datetime) -> None:
+        """Let certificates count no longer; raises StorageUnavailable, and then changes nothing."""
+        try:
+            self.revocations.add(serials, now)
+        except OSError as error:
+            raise _unavailable(error) from error
 
     def certify(
         self, request: str, name: str, addresses: Sequence[str], life: datetime.timedelta, now: datetime.datetime
-    ) -> str:
-        """A certificate (PEM) for the key of a request (PKCS #10, PEM); raises InvalidRequest for one that is none.
+    ) -> Certificate:
+        """A certificate for the key of a request (PKCS #10, PEM); raises InvalidRequest for one that is none.
 
         ``addresses`` are IP addresses or host names that it is shown at.
         """
@@ -78,7 +109,8 @@ class Authority:
                 details={"field": "request"},
                 param="request",
             ) from None
-        return _pem(self._sign(key, name, addresses, life, now))
+        signed = self._sign(key, name, addresses, life, now)
+        return Certificate(_pem(signed), signed.serial_number, signed.not_valid_after_utc.timestamp())
 
     def certify_queen(self, addresses: Sequence[str], life: datetime.timedelta, now: datetime.datetime) -> None:
         """Write a certificate and key of the queen's own; raises StorageUnavailable."""
@@ -92,7 +124,7 @@ class Authority:
 
     def is_good(self, certificate: str, name: str, addresses: Sequence[str], now: datetime.datetime) -> bool:
         """Whether a certificate (PEM) is one of ours, for that node at those addresses, and not due for renewal."""
-        if self._subject is None:
+        if self._subject is None or self._revocations is None:
             return False
         try:
             shown = x509.load_pem_x509_certificate(certificate.encode())
@@ -101,6 +133,8 @@ class Authority:
         except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
             return False
         due = shown.not_valid_before_utc + (shown.not_valid_after_utc - shown.not_valid_before_utc) * RENEW_AT
+        if shown.serial_number in self._revocations:
+            return False
         return shown.subject == _name(name) and list(names) == _names(addresses) and now < due
 
     def _sign(

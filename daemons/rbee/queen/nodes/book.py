@@ -20,11 +20,19 @@ LOGGER = logging.getLogger(__name__)
 _DETAILS = ("host", "host_key", "addresses", "port", "user", "key_file", "source", "version", "tls")
 
 
+class Issued(msgspec.Struct, frozen=True):
+    """A certificate of a node: its serial number in hex, and when it ends."""
+
+    serial: str
+    ends_unix: float
+
+
 class NodeRecord(msgspec.Struct, frozen=True):
     """What is kept of a node, as one document: a field more needs no migration.
 
     ``digest`` is the SHA-256 of the token that its hive presents; ``former_digest`` that of the token before it, which
-    counts until the hive has presented the new one. Empty: none.
+    counts until the hive has presented the new one. Empty: none. ``issued`` are the certificates that the node has had
+    and that have not ended; ``retiring`` those of them that a rotation takes out of force.
     """
 
     details: NodeDetails
@@ -32,6 +40,8 @@ class NodeRecord(msgspec.Struct, frozen=True):
     connected_unix: float
     digest: str = ""
     former_digest: str = ""
+    issued: list[Issued] = []
+    retiring: list[Issued] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +153,42 @@ class Nodes:
         """Accept another token of the node's hive; the one before counts until the new one has been presented."""
         record = self.get(name)
         await self._put(msgspec.structs.replace(record, digest=digest, former_digest=record.digest))
+
+    async def note_issued(self, name: str, serial: int, ends_unix: float, now_unix: float) -> None:
+        """Remember a certificate of the node, for the day on which it is to count no longer."""
+        record = self.get(name)
+        known = [one for one in record.issued if one.ends_unix > now_unix]
+        one = Issued(f"{serial:x}", ends_unix)
+        if one.serial not in {other.serial for other in known}:
+            await self._put(msgspec.structs.replace(record, issued=[*known, one]))
+
+    def has_issued(self, name: str, serial: int) -> bool:
+        """Whether that certificate of the node is remembered."""
+        record = self._records.get(name)
+        return record is not None and any(one.serial == f"{serial:x}" for one in record.issued)
+
+    def certificates(self, name: str) -> list[int]:
+        """The serial numbers of the certificates that a node may still have; raises NodeNotFound."""
+        return [int(one.serial, 16) for one in self.get(name).issued]
+
+    async def retire_certificates(self, name: str) -> None:
+        """From the moment at which the node uses what it was given since, the certificates of now count no longer."""
+        record = self.get(name)
+        await self._put(msgspec.structs.replace(record, retiring=record.issued))
+
+    def retired(self, name: str) -> list[int]:
+        """Serial numbers that are due: the node has shown its new token, and was given another certificate."""
+        record = self._records.get(name)
+        if record is None or not record.retiring or record.former_digest:
+            return []
+        newer = any(one not in record.retiring for one in record.issued)
+        return [int(one.serial, 16) for one in record.retiring] if newer else []
+
+    async def forget_retired(self, name: str) -> None:
+        """The retired certificates were revoked."""
+        record = self.get(name)
+        left = [one for one in record.issued if one not in record.retiring]
+        await self._put(msgspec.structs.replace(record, issued=left, retiring=[]))
 
     def refuse_if_alive_elsewhere(self, details: NodeDetails) -> None:
         """Raise NodeExists while a hive of that id reports from an address that is not the node's (RACE-01)."""

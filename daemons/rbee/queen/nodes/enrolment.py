@@ -6,6 +6,7 @@ The token that a node's hive presents is kept as its hash; those that the queen 
 import asyncio
 import logging
 import secrets
+import time
 
 import msgspec
 
@@ -70,7 +71,7 @@ class Enrolments:
             good = shown is not None and self._fleet.is_good(shown, request.name, record.details.addresses)
             return Enrolment(url, tokens, self._fleet.certificate, not good)
 
-    def certify(self, request: CertifyRequest) -> str:
+    async def certify(self, request: CertifyRequest) -> str:
         """A certificate (PEM) for the key of a node. Raises NodeNotFound, InvalidRequest, Conflict."""
         record = self._nodes.get(request.name)
         if record.details.tls is NodeTls.OFF or not record.digest:
@@ -78,7 +79,9 @@ class Enrolments:
                 f"node '{request.name}' takes no certificate: it is not enrolled, or TLS is off for it",
                 details={"node": request.name},
             )
-        return self._fleet.certify(request.request, request.name, record.details.addresses)
+        made = self._fleet.certify(request.request, request.name, record.details.addresses)
+        await self._nodes.note_issued(request.name, made.serial, made.ends_unix, time.time())
+        return made.pem
 
     async def rotate(self, request: EnrolRequest) -> Enrolment:
         """Make other credentials: the old ones count until the node uses the new ones. Raises as :meth:`enrol`."""
@@ -90,16 +93,36 @@ class Enrolments:
                     details={"node": request.name},
                 )
             url = self._callback_url(record)
+            await self._nodes.retire_certificates(request.name)
             tokens = await self._make(request.name, later=True)
             if record.details.tls is NodeTls.OFF:
                 return Enrolment(url, tokens)
             return Enrolment(url, tokens, self._fleet.certificate, certify=True)
 
     async def remove(self, name: str) -> None:
-        """Forget a node and its credentials; raises NodeNotFound, StorageUnavailable."""
+        """Forget a node and its credentials, its certificates among them; raises NodeNotFound, StorageUnavailable."""
         async with self._lock:
+            await self._fleet.revoke(self._nodes.certificates(name))
             await self._nodes.remove(name)
             await asyncio.to_thread(self._tokens.remove, name)
+
+    async def heard(self, hive_id: str, shown: tuple[int, float] | None) -> None:
+        """A hive reported by the certificate ``shown`` (serial number, end): what it has replaced counts no longer."""
+        await self._nodes.retire_former(hive_id)
+        try:
+            if shown is not None and self._is_news(hive_id, shown[0]):
+                await self._nodes.note_issued(hive_id, *shown, time.time())
+            due = self._nodes.retired(hive_id)
+            if due:
+                await self._fleet.revoke(due)
+                await self._nodes.forget_retired(hive_id)
+        except StorageUnavailable as error:
+            log(LOGGER, logging.WARNING, "a certificate is not revoked yet", node=hive_id, why=error.message)
+
+    def _is_news(self, hive_id: str, serial: int) -> bool:
+        """Whether a certificate of a node is one that an earlier version made, which remembered none."""
+        known = self._nodes.has_issued(hive_id, serial) or self._fleet.is_revoked(serial)
+        return self._nodes.is_enrolled(hive_id) and not known
 
     async def _make(self, name: str, *, later: bool) -> TokenValues:
         values = TokenValues(*(secrets.token_urlsafe(_TOKEN_BYTES) for _ in range(3)))

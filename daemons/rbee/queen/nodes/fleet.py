@@ -5,6 +5,7 @@ import datetime
 import logging
 import socket
 import ssl
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from rbee.wire.log import ALERT, log
 from rbee.wire.tls import client_context, load_identity, server_context
 
 if TYPE_CHECKING:
-    from rbee.queen.nodes.authority import Authority
+    from rbee.queen.nodes.authority import Authority, Certificate
 
 LOGGER = logging.getLogger(__name__)
 _LONGEST_SLEEP_S = 86_400.0
@@ -85,7 +86,7 @@ class Fleet:
         """The authority's certificate (PEM), which is no secret."""
         return self._authority.certificate
 
-    def certify(self, request: str, name: str, addresses: list[str]) -> str:
+    def certify(self, request: str, name: str, addresses: list[str]) -> "Certificate":
         """A certificate for a node's key; raises InvalidRequest, StorageUnavailable."""
         log(LOGGER, logging.INFO, "certificate made for a node", node=name, days=self._settings.certificate_days)
         return self._authority.certify(request, name, addresses, self._life, _now())
@@ -93,6 +94,26 @@ class Fleet:
     def is_good(self, certificate: str, name: str, addresses: list[str]) -> bool:
         """Whether a node's certificate is ours, fits it, and is not due for renewal."""
         return self._authority.is_good(certificate, name, addresses, _now())
+
+    @property
+    def revoked(self) -> tuple[str, str] | None:
+        """The list of revoked certificates (PEM) and its digest; None while there is no authority."""
+        if self._opened is None:
+            return None
+        revocations = self._opened.revocations
+        return revocations.pem, revocations.digest
+
+    def is_revoked(self, serial: int) -> bool:
+        """Whether that certificate counts no longer."""
+        return self._opened is not None and serial in self._opened.revocations
+
+    async def revoke(self, serials: Collection[int]) -> None:
+        """Let certificates of nodes count no longer, here at once; raises StorageUnavailable."""
+        if self._opened is None or not serials:
+            return
+        await asyncio.to_thread(self._opened.revoke, serials, _now())
+        load_identity(self.client, self._opened.identity)
+        log(LOGGER, logging.INFO, "certificates were revoked", certificates=len(serials))
 
     async def keep_certificate(self) -> None:
         """Renew the queen's own certificate before it ends, for ever."""

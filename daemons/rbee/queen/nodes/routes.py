@@ -116,7 +116,7 @@ class NodeRoutes:
     async def certify(self, request: web.Request) -> web.StreamResponse:
         """A certificate for the key of a node."""
         asked = await read_json(request, CertifyRequest)
-        answer = json_response(Certified(self._core.enrolments.certify(asked)))
+        answer = json_response(Certified(await self._core.enrolments.certify(asked)))
         self._record(request, EventType.NODE_CERTIFY, asked.name)
         return answer
 

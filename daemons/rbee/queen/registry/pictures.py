@@ -18,6 +18,7 @@ class Beat(msgspec.Struct, frozen=True):
     api_url: Url | None
     machine: MachineFacts
     workers: msgspec.Raw
+    revoked: Text | None = None
 
     def picture(self, origin: Origin) -> int:
         """A hash of all that it says of workers, and of where it came from; the machine's own facts are left out."""

@@ -22,7 +22,7 @@ from rbee.wire.log import ALERT, log
 from rbee.wire.messages import CallbackAnswer, Heartbeat, HeartbeatAnswer, ReadyCallback, WorkerReport
 from rbee.wire.names import hive_id as valid_hive_id
 from rbee.wire.nodes import Certified, CertifyRequest
-from rbee.wire.tls import peer_name
+from rbee.wire.tls import peer_name, peer_serial
 
 LOGGER = logging.getLogger(__name__)
 COMMENT_S = 15.0
@@ -133,8 +133,9 @@ class HiveRoutes:
         hive = core.registry.hive(hive_id)
         if hive is not None:
             core.heard_of(hive)
-        await core.nodes.retire_former(hive_id)
-        return json_response(HeartbeatAnswer(True, outcome.message, core.instance_id, __version__))
+        await core.enrolments.heard(hive_id, peer_serial(request))
+        revoked = _revoked_for(beat, core.fleet.revoked)
+        return json_response(HeartbeatAnswer(True, outcome.message, core.instance_id, __version__, revoked))
 
     def _take_picture(self, beat: Beat, body: bytes, origin: Origin, now: float) -> Outcome:
         registry, picture = self._core.registry, beat.picture(origin)
@@ -183,9 +184,17 @@ class HiveRoutes:
         asked = await read_json(request, CertifyRequest)
         if asked.name != hive_id:
             raise _field("name", "expected the one in the path")
-        answer = json_response(Certified(self._core.enrolments.certify(asked)))
+        answer = json_response(Certified(await self._core.enrolments.certify(asked)))
         self._core.audit.record(EventType.NODE_CERTIFY, request[IDENTITY].name, node=hive_id)
         return answer
+
+
+def _revoked_for(beat: Beat, revoked: tuple[str, str] | None) -> str | None:
+    """The list of revoked certificates for a hive that checks certificates and has another one."""
+    if beat.revoked is None or revoked is None:
+        return None
+    pem, digest = revoked
+    return None if beat.revoked == digest else pem
 
 
 def _field(field: str, why: str) -> InvalidRequest:
