@@ -14,7 +14,8 @@ from rbee.keeper.settings import Flags
 from rbee.wire.errors import RbeeError
 
 COMMANDS = {
-    "status": "Show the queen, its hives and its workers.",
+    "status": "Show the queen, the machines and every worker.",
+    "top": "Show the whole fleet live: nodes, GPUs, workers, queues, rates.",
     "worker": "List, start, stop, follow and remove workers.",
     "model": "List the models that can be asked; fetch, remove, verify and pin them.",
     "catalog": "See and back up the catalogue of a machine's models.",

@@ -79,11 +79,12 @@ def row(worker: WorkerReport) -> tuple[str, ...]:
         slots,
         str(worker.pid or "-"),
         worker.url or "-",
-        _note(worker),
+        note_of(worker),
     )
 
 
-def _note(worker: WorkerReport) -> str:
+def note_of(worker: WorkerReport) -> str:
+    """What else is to be said of a worker: how far it loads, or why it is as it is."""
     if worker.state is WorkerState.LOADING and worker.progress is not None and worker.progress.total:
         share = 100 * worker.progress.done // worker.progress.total
         return f"{worker.progress.stage} {share} %"

@@ -28,6 +28,7 @@ from rbee.queen.reload import record_declarations
 from rbee.queen.requests.reply import CARRIED, name_times
 from rbee.queen.routes.hives import HiveRoutes
 from rbee.queen.routes.inference import OPENAI_ROUTES, InferenceRoutes
+from rbee.queen.routes.machines import MachineRoutes
 from rbee.queen.routes.models import ModelRoutes
 from rbee.queen.routes.status import StatusRoutes, problems
 from rbee.queen.routes.workers import WorkerRoutes
@@ -207,6 +208,7 @@ def make_app(core: Core, verifier: TokenVerifier, admins: PeerAdmins) -> web.App
     DocumentRoute(app, "rbee queen", __version__, CARRIED)
     app.router.add_get("/metrics", metrics_handler(core.metrics.registry))
     HiveRoutes(core).add_to(app)
+    MachineRoutes(core).add_to(app)
     WorkerRoutes(core).add_to(app)
     ModelRoutes(core).add_to(app)
     NodeRoutes(core).add_to(app)

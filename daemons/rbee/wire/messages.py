@@ -237,7 +237,7 @@ class ExternalReady(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkerHealth(msgspec.Struct, frozen=True):
-    """GET /health of a worker: open, cheap, and no activity."""
+    """GET /health of a worker: open, cheap, no activity. ``tokens_total`` are those written, of texts under way too."""
 
     status: str
     state: WorkerState
@@ -247,6 +247,7 @@ class WorkerHealth(msgspec.Struct, frozen=True):
     slots_busy: Count
     idle_s: float
     requests_total: Count
+    tokens_total: Count = 0
 
 
 Message = TypeVar("Message")

@@ -55,6 +55,7 @@ class RunningRequests:
         self.slots = slots
         self.queue = queue
         self.total = 0
+        self._tokens_of_ended = 0
         self.draining = False
         self._observe = observe
         self._clock = clock
@@ -70,6 +71,11 @@ class RunningRequests:
     def busy(self) -> int:
         """Slots in use."""
         return self._busy
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written by all requests so far, those that run included."""
+        return self._tokens_of_ended + sum(running.tokens for running in self._running.values())
 
     @property
     def waiting(self) -> int:
@@ -219,6 +225,7 @@ class RunningRequests:
 
     def _release(self, running: RunningRequest, outcome: str) -> None:
         del self._running[running.request_id]
+        self._tokens_of_ended += running.tokens
         if not self._running:
             self._idle_since = self._clock()
             self._empty.set()

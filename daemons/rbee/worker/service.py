@@ -65,6 +65,7 @@ class WorkerService:
             slots_busy=self.requests.busy,
             idle_s=round(self.requests.idle_s, 3),
             requests_total=self.requests.total,
+            tokens_total=self.requests.tokens,
         )
 
     def model_for(self, *tasks: Task) -> LoadedModel:

@@ -125,6 +125,7 @@ Feature: Who may call a daemon
       | queen  | GET /v2/aliases                   |
       | queen  | PUT /v2/aliases/x                 |
       | queen  | DELETE /v2/aliases/x              |
+      | queen  | GET /v2/hives                     |
       | queen  | GET /v2/declarations              |
       | queen  | PUT /v2/declarations/x            |
       | queen  | DELETE /v2/declarations/x         |

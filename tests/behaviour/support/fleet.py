@@ -96,6 +96,15 @@ class Fleet:
 
 def set_up(network: Network, release: Release, built: debs.Repositories) -> Fleet:
     """A queen by apt, told her own address; a bare machine; and the three commands that make it answer."""
+    fleet = with_bare_far(network, release, built)
+    fleet.said["add"] = fleet.add("far", fleet.far)
+    fleet.said["install"] = fleet.rbee("node", "install", "far")
+    fleet.said["infer"] = fleet.infer("--node", "far")
+    return fleet
+
+
+def with_bare_far(network: Network, release: Release, built: debs.Repositories) -> Fleet:
+    """A queen by apt, told her own address, and a machine that takes the person's key and has nothing of ours."""
     queen, far = (_bare(network, name, release, built) for name in ("queen", "far"))
     files = {path.name.split("_")[0]: path.name for path in Path(built.this, "pool", release).glob("*.deb")}
     apt(queen, "install", *(f"{SHARED}/pool/{release}/{files[name]}" for name in ("rbee-common", "rbee-queen")))
@@ -108,11 +117,7 @@ def set_up(network: Network, release: Release, built: debs.Repositories) -> Flee
     queen.systemctl("start", "rbee-queen.socket", "rbee-queen.service")
     _take_key(far, queen)
     _put_model(far)
-    fleet = Fleet(network, queen, far, built)
-    fleet.said["add"] = fleet.add("far", far)
-    fleet.said["install"] = fleet.rbee("node", "install", "far")
-    fleet.said["infer"] = fleet.infer("--node", "far")
-    return fleet
+    return Fleet(network, queen, far, built)
 
 
 def _bare(network: Network, name: str, release: Release, built: debs.Repositories) -> Machine:

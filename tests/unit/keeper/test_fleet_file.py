@@ -10,9 +10,12 @@ from msgspec import UNSET, UnsetType
 from tests.unit.keeper.command import Person
 
 from rbee.hive.config import HiveConfig, ModelSettings
+from rbee.keeper.fleet import show
 from rbee.keeper.fleet.file import FleetModel, HiveSettings, StoreSettings, load
+from rbee.keeper.fleet.plan import Actual, plan
 from rbee.wire.errors import ConfigError
 
+EXAMPLE = Path(__file__).parents[3] / "deploy/fleet.yaml"
 PRINT = "SHA256:" + "A" * 43
 WHOLE = f"""
 defaults:
@@ -94,6 +97,17 @@ def test_what_is_wrong_is_named(tmp_path: Path, was: str, now: str, line: int, f
         load(path)
     assert caught.value.message.startswith(f"{path}:{line}: {field}"), caught.value.message
     assert why in caught.value.message
+
+
+def test_the_example_is_a_fleet_of_three(tmp_path: Path) -> None:
+    fleet = load(EXAMPLE)
+    assert sorted(fleet.machines) == ["cpu-1", "gpu-1", "gpu-2"]
+    assert {label for node in fleet.machines.values() for label in node.hive.keys()["labels"]} >= {
+        label for declared in fleet.declarations.values() for label in declared.labels
+    }
+    steps = [show.line_of(step) for step in plan(fleet, Actual())]
+    assert len([line for line in steps if line.startswith("+ add ")]) == 3
+    assert '~ set up cpu-1: hive.labels ["embeddings"]; hive.models.bandwidth_limit_mbps 400.0' in steps
 
 
 def test_a_section_that_is_left_out_is_told_apart_from_an_empty_one(tmp_path: Path) -> None:

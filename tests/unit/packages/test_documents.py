@@ -18,6 +18,7 @@ from rbee.hive.config import HiveConfig
 from rbee.hive.metrics import HiveMetrics
 from rbee.hive.models.metrics import ModelMetrics
 from rbee.host.config import load_config
+from rbee.keeper.fleet.file import FleetFile, FleetModel, FleetNode, HiveSettings, StoreSettings
 from rbee.keeper.main import COMMANDS, cli
 from rbee.keeper.settings import KeeperConfig
 from rbee.queen.config import QueenConfig
@@ -39,6 +40,7 @@ PAGES = {
     "rbee-queen.yaml.5": (QueenConfig,),
     "rbee-hive.yaml.5": (HiveConfig,),
     "rbee-worker.yaml.5": (WorkerDefaults, WorkerSpec),
+    "rbee-fleet.yaml.5": (FleetFile,),
 }
 CONFIGURATIONS = {"queen.yaml": QueenConfig, "hive.yaml": HiveConfig, "worker.yaml": WorkerDefaults}
 METRIC = re.compile(r"\b(?:queen_rbee|rbee_hive|rbee_worker|worker_ready)_[a-z0-9_]+")
@@ -68,6 +70,12 @@ def keys_of(page: Path) -> list[str]:
 def test_a_page_has_every_key_that_the_code_knows_and_no_other(page: str) -> None:
     known = [name for kind in PAGES[page] for name in fields(kind)]
     assert sorted(keys_of(MAN / page)) == sorted(known)
+
+
+@pytest.mark.parametrize("kind", [FleetNode, FleetModel, HiveSettings, StoreSettings])
+def test_the_page_of_a_fleet_has_the_keys_of_what_is_in_it(kind: type[msgspec.Struct]) -> None:
+    said = re.findall(r"\bQl (\w+)", (MAN / "rbee-fleet.yaml.5").read_text())
+    assert set(kind.__struct_fields__) - set(said) == set()
 
 
 def default_in(page: Path, key: str) -> str:

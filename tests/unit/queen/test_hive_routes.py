@@ -10,7 +10,7 @@ from tests.unit.queen.conftest import Configured, Fields, RunningQueen
 from tests.unit.queen.partners import MACHINE, WorkerPartner, report, until
 
 from rbee import __version__
-from rbee.wire.messages import WorkerState
+from rbee.wire.messages import MachineFacts, WorkerState
 from rbee.wire.sse import SseDecoder, SseEvent
 
 READY = "/v2/workers/ready"
@@ -218,3 +218,16 @@ async def test_a_picture_that_is_repeated_is_known_and_still_a_sign_of_life(
     await post(queen, "/v2/workers/state", report(WorkerState.LOADING, boot="boot-2", revision=1, url=None))
     assert "superseded" in (await post(queen, path, picture))[1]["message"]
     assert queen.state() is WorkerState.LOADING
+
+
+async def test_machines_are_shown_as_their_hives_last_said(queen: RunningQueen) -> None:
+    assert await queen.get("/v2/hives") == (200, {"hives": []})
+    await queen.beat(report(WorkerState.IDLE), hive="bee")
+    await queen.beat(hive="ant")
+    status, listing = await queen.get("/v2/hives")
+    assert status == 200
+    assert [hive["hive_id"] for hive in listing["hives"]] == ["ant", "bee"]
+    bee = listing["hives"][1]
+    assert (bee["workers"], bee["stale"], bee["session"]) == (1, False, False)
+    assert 0 <= bee["silent_s"] < 60
+    assert msgspec.convert(bee["machine"], MachineFacts) == MACHINE

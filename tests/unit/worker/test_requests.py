@@ -39,6 +39,17 @@ async def test_slots_are_counted_and_refused_when_taken() -> None:
     assert (requests.busy, requests.total, outcomes) == (0, 1, {"ok": 1})
 
 
+async def test_tokens_are_counted_while_they_are_written_and_after() -> None:
+    requests, _ = running()
+    async with requests.slot("a", "/r") as first, requests.slot("b", "/r") as second:
+        first.tokens, second.tokens = 3, 4
+        assert requests.tokens == 7
+    assert requests.tokens == 7
+    async with requests.slot("c", "/r") as third:
+        third.tokens = 1
+        assert requests.tokens == 8
+
+
 async def test_requests_wait_their_turn_and_the_queue_has_an_end() -> None:
     requests = RunningRequests(1, Outcomes(), queue=2)
     order: list[str] = []
