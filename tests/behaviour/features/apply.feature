@@ -55,7 +55,7 @@ Feature: A fleet that one file describes
     When the sshd of near is stopped, the file gives far and near the label spare, and it is applied
     Then the command ends with 1 and says:
       | words                                    |
-      | ! look at near: near                     |
+      | ! look at near: 10.                      |
       | ok set up far,                           |
       | 1 of 2 steps are left undone: look at near |
     And the hive of far reports the label spare
