@@ -133,6 +133,15 @@ ExecStart=/bin/sh -c 'cat "$CREDENTIALS_DIRECTORY/secret" >"$STATE_DIRECTORY/sec
     assert bare_machine.read("/var/lib/private/seen/secret") == "honey"
 
 
+def test_a_machine_reboots_with_its_disk_and_a_new_life(bare_machine: Machine) -> None:
+    pid = bare_machine.pid
+    bare_machine.write("/srv/kept", "x")
+    bare_machine.write("/run/lost", "x")
+    bare_machine.reboot()
+    assert bare_machine.pid != pid
+    assert (bare_machine.path("/srv/kept").exists(), bare_machine.path("/run/lost").exists()) == (True, False)
+
+
 def test_nothing_is_left_of_a_network() -> None:
     with Network() as network:
         machine = network.add("node")

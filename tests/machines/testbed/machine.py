@@ -21,6 +21,8 @@ from tests.machines.testbed.trees import Release
 _COUNTER = itertools.count(1)
 _CLEAN = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "TERM": "dumb"}
 BOOT_LIMIT = 60.0
+_WANTS_RESTART = 133
+"""nspawn's exit code for a machine that reboots."""
 
 
 class Machine:
@@ -163,13 +165,29 @@ class Machine:
         Raises:
             TestbedError: still on after limit seconds.
         """
+        self._go_down("poweroff", limit)
+
+    def reboot(self, limit: float = 60) -> None:
+        """Have the machine restart itself, by systemctl reboot, and wait until systemd has finished its start.
+
+        Raises:
+            TestbedError: still on after limit seconds, or not up again as boot() says it.
+        """
+        code = self._go_down("reboot", limit)
+        # nspawn leaves the restart to whoever started it
+        assert code == _WANTS_RESTART, f"machine {self.name} was to be restarted: {code}\n{self._console_end()}"
+        self.boot()
+
+    def _go_down(self, order: str, limit: float) -> int:
+        """Give systemctl's order and wait for the machine's end; nspawn's exit code."""
         assert self._nspawn is not None
-        self.run(["systemctl", "poweroff"], check=False)
+        self.run(["systemctl", order], check=False)
         try:
-            self._nspawn.wait(limit)
+            code = self._nspawn.wait(limit)
         except subprocess.TimeoutExpired:
             raise TestbedError(f"machine {self.name} did not switch off:\n{self._console_end()}") from None
         self._forget()
+        return code
 
     def _forget(self) -> None:
         assert self._nspawn is not None

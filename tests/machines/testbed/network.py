@@ -4,6 +4,7 @@ import ipaddress
 import itertools
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -156,6 +157,11 @@ class Network:
     def undrop(self, source: "Machine", target: "Machine") -> None:
         """Let packets from source to target pass again."""
         self._tell(source.in_network(["ip", "neigh", "del", target.address, "dev", "host0"]))
+
+    def listener(self) -> socket.socket:
+        """A TCP socket at the bridge's own address, for a server of the host's that the machines reach."""
+        with processes.network_of(self.pid):
+            return socket.create_server((self.gateway, 0))
 
     def new_disk(self, machine_name: str) -> Path:
         """The folder on this network's tmpfs for one machine's disk, seen from the host."""
