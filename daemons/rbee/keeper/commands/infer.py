@@ -1,5 +1,6 @@
 """`rbee infer`: a prompt in, text out as it is made; everything about it on stderr."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ PATH = "/v1/inference"
     metavar="SECONDS",
     help="Cancel when nothing comes for this long.",
 )
+@click.option("--ephemeral", is_flag=True, help="Start what does not run, and stop it again after the answer.")
 @json_option
 def command(
     model: str,
@@ -50,6 +52,7 @@ def command(
     worker_url: str | None,
     worker_socket: Path | None,
     stall_limit: float,
+    ephemeral: bool,
     as_json: bool,
     **sampling: float | tuple[str, ...] | None,
 ) -> None:
@@ -58,11 +61,21 @@ def command(
     body |= {name: value for name, value in sampling.items() if value not in (None, ())}
     bounds = Bounds(node, checked_backend(backend), device)
     place = _worker_place(worker_url, worker_socket)
-    answer = session.run(_infer(place, body, bounds, inference.Limits(stall_s=stall_limit), as_json))
+    if ephemeral and place is not None:
+        raise click.UsageError("--ephemeral starts what the queen needs: leave --worker-url and --worker-socket out")
+    limits = inference.Limits(stall_s=stall_limit)
+    with _started_for(body["model"], node) if ephemeral else contextlib.nullcontext():
+        answer = session.run(_infer(place, body, bounds, limits, as_json))
     if as_json:
         show_json({"text": "".join(answer.text), "tokens": answer.tokens, "metrics": answer.metrics, "end": answer.end})
     else:
         say(summary(answer))
+
+
+def _started_for(model: str, node: str | None) -> contextlib.AbstractContextManager[None]:
+    from rbee.keeper.ephemeral import everything  # SSH takes its time to import
+
+    return everything(model, node)
 
 
 def checked_model(value: str) -> str:

@@ -3,7 +3,11 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
 
 from rbee.keeper import session
 from rbee.keeper.client import Daemon
@@ -11,6 +15,7 @@ from rbee.keeper.lifecycle import EVENTS, heard
 from rbee.keeper.nodes.failures import StepFailed
 from rbee.wire.nodes import Node, NodeStatus
 
+T = TypeVar("T")
 _HEAD_LIMIT_S = 10.0
 _LOOK_AGAIN_S = 2.0
 """A heartbeat of a hive that is known makes no event: it is looked for at this pace."""
@@ -28,32 +33,72 @@ class Since:
         return cls(time.monotonic())
 
 
+class _Health(msgspec.Struct, frozen=True):
+    """What waiting needs of the queen's GET /health."""
+
+    hives: int
+
+
 def await_report(name: str, since: Since, limit_s: float, *, restarted: bool) -> Node:
     """The node once its hive reports, after ``since`` where it was ``restarted``; raises StepFailed."""
-    return session.run(_await(name, since, limit_s, restarted))
+
+    async def look(queen: Daemon) -> Node | None:
+        node = await queen.call("GET", f"/v2/registry/beehives/{name}", Node)
+        return node if node.status is NodeStatus.ONLINE and (not restarted or _after(node, since)) else None
+
+    return session.run(
+        _await(
+            look,
+            limit_s,
+            f"the hive of {name} did not report within {limit_s:g} s: 'rbee node logs {name}' says why, and that "
+            "the node reaches the queen's address",
+        )
+    )
 
 
-async def _await(name: str, since: Since, limit_s: float, restarted: bool) -> Node:
+def hives() -> int:
+    """How many hives the queen has heard of."""
+
+    async def ask() -> int:
+        async with session.queen() as queen:
+            return await _hives(queen)
+
+    return session.run(ask())
+
+
+def await_hives(count: int, limit_s: float) -> None:
+    """Wait until the queen has heard of so many hives; raises StepFailed."""
+
+    async def look(queen: Daemon) -> bool | None:
+        return await _hives(queen) >= count or None
+
+    session.run(
+        _await(
+            look,
+            limit_s,
+            f"this machine's hive did not report to the queen within {limit_s:g} s: see 'systemctl status rbee-hive', "
+            "and queen.callback_url in /etc/rbee/hive.yaml",
+        )
+    )
+
+
+async def _hives(queen: Daemon) -> int:
+    return (await queen.call("GET", "/health", _Health)).hives
+
+
+async def _await(look: Callable[[Daemon], Awaitable[T | None]], limit_s: float, in_vain: str) -> T:
+    """What ``look`` finds, looked for at each of the queen's events; raises StepFailed that says ``in_vain``."""
     async with session.queen() as queen:
         try:
             async with asyncio.timeout(limit_s), queen.stream("GET", EVENTS, head_limit_s=_HEAD_LIMIT_S) as response:
                 events = heard(response)
-                while True:
-                    node = await _look(queen, name)
-                    if node.status is NodeStatus.ONLINE and (not restarted or _after(node, since)):
-                        return node
+                while (found := await look(queen)) is None:
                     with contextlib.suppress(TimeoutError, StopAsyncIteration):
                         async with asyncio.timeout(_LOOK_AGAIN_S):
                             await anext(events)
+                return found
         except TimeoutError:
-            raise StepFailed(
-                f"the hive of {name} did not report within {limit_s:g} s: 'rbee node logs {name}' says why, and that "
-                "the node reaches the queen's address"
-            ) from None
-
-
-async def _look(queen: Daemon, name: str) -> Node:
-    return await queen.call("GET", f"/v2/registry/beehives/{name}", Node)
+            raise StepFailed(in_vain) from None
 
 
 def _after(node: Node, since: Since) -> bool:

@@ -1,0 +1,83 @@
+"""What a call starts for itself: units told in their order, commands that fail, and every end tried."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from rbee.keeper.ephemeral import Ends
+from rbee.keeper.failure import CommandFailed
+from rbee.keeper.nodes.units import Units, here
+
+SYSTEMCTL = f"""#!{sys.executable}
+import json, pathlib, sys
+folder = pathlib.Path(__file__).parent
+arguments = [one for one in sys.argv[1:] if not one.startswith("--")]
+with (folder / "told").open("a") as told:
+    told.write(" ".join(arguments) + "\\n")
+states = json.loads((folder / "states").read_text())
+if arguments[0] == "is-active":
+    print("\\n".join(states.get(unit, "inactive") for unit in arguments[1:]))
+    sys.exit(3)
+if arguments[0] == "show":
+    print("LoadState=" + ("loaded" if arguments[1] in states else "not-found"))
+if arguments[0] == "start" and "bad.service" in arguments:
+    sys.exit("Job for bad.service failed")
+"""
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A systemctl of the test's own, for a host that no systemd runs; what it was told."""
+    (tmp_path / "systemctl").write_text(SYSTEMCTL)
+    (tmp_path / "systemctl").chmod(0o755)
+    (tmp_path / "states").write_text('{"q.socket": "active", "q.service": "failed", "bad.service": "inactive"}')
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return tmp_path / "told"
+
+
+def test_only_what_does_not_run_is_started_and_it_is_stopped_in_the_reverse_order(told: Path) -> None:
+    units = Units(here, ["q.socket", "q.service", "q.path"])
+    idle = units.idle()
+    assert idle == ["q.service", "q.path"]
+    units.start(idle)
+    units.stop(idle)
+    assert told.read_text().splitlines()[1:] == [
+        "reset-failed q.service q.path", "start q.service q.path", "stop q.path q.service",
+    ]  # fmt: skip
+
+
+def test_units_that_are_not_there_are_not_installed(told: Path) -> None:
+    assert Units(here, ["q.socket", "q.service"]).installed
+    assert not Units(here, ["other.service"]).installed
+
+
+def test_a_unit_that_does_not_start_says_why(told: Path) -> None:
+    with pytest.raises(CommandFailed, match=r"(?s)start -- bad.service' ended with 1: run it as root.*Job for bad"):
+        Units(here, ["bad.service"]).start(["bad.service"])
+
+
+def test_a_command_that_is_not_there_or_does_not_end(told: Path) -> None:
+    with pytest.raises(CommandFailed, match="not installed"):
+        here(["no-such-command"], 5, True)
+    with pytest.raises(CommandFailed, match=r"did not end within 0.1 s"):
+        here(["sleep", "30"], 0.1, False)
+
+
+def test_every_end_is_tried_the_latest_first_and_what_is_left_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        done.append("hive")
+        raise CommandFailed("it hangs")
+
+    ends = Ends()
+    ends.add("the queen", lambda: done.append("queen"))
+    ends.add("the hive of one", fail)
+    ends.add("a worker", lambda: done.append("worker"))
+    ends.run()
+    ends.run()
+    assert (done, ends.left) == (["worker", "hive", "queen"], ["the hive of one"])
+    said = capsys.readouterr().err
+    assert "the hive of one could not be stopped: it hangs" in said
+    assert "stopped the queen" in said and "stopped the hive" not in said
