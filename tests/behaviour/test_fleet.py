@@ -17,7 +17,17 @@ AUTHORITY = "/etc/rbee/authority.pem"
 CERTIFICATE, KEY = "/var/lib/rbee/hive/tls/node.pem", "/var/lib/rbee/hive/tls/node.key"
 CALLBACK_TOKEN = "/etc/credstore/rbee.hive_callback_token"
 SHOWN = ("--cacert", AUTHORITY, "--cert", CERTIFICATE, "--key", KEY)
-LOST = 600
+EXPIRED = """
+import datetime, json, pathlib, sys
+from rbee.host.identity import key_pem, new_key, request_for
+from rbee.queen.nodes.authority import Authority
+life = datetime.timedelta(days=1)
+then = datetime.datetime.now(datetime.UTC) - 2 * life
+authority, key = Authority(pathlib.Path("/var/lib/rbee/queen/authority")), new_key()
+authority.open(then)
+certificate = authority.certify(request_for(key, "far"), "far", [sys.argv[1]], life, then)
+print(json.dumps({"expired.key": key_pem(key), "expired.pem": certificate}))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +206,38 @@ def alerted(fleet: Fleet, count: int) -> None:
     assert len(fleet.alerts()) == fleet.seen["alerts"] + count, fleet.alerts()
 
 
+@when("far shows the queen a certificate of her authority that expired yesterday")
+def expired_is_shown(fleet: Fleet) -> None:
+    before = len(fleet.alerts())
+    made = json.loads(fleet.queen.run(["/usr/lib/rbee/venv/bin/python", "-c", EXPIRED, fleet.far.address]).stdout)
+    for path, text in made.items():
+        fleet.far.write(f"/root/{path}", text, 0o600)
+    shown = ("--cacert", AUTHORITY, "--cert", "/root/expired.pem", "--key", "/root/expired.key")
+    fleet.seen["code"] = curl(fleet.far, *shown, f"https://{fleet.queen.address}:8443/health")
+    wait_until(lambda: len(fleet.alerts()) > before, "the alert", 30)
+
+
+@then("nothing was answered, and the queen has alerted that a certificate has expired")
+def expired_is_refused(fleet: Fleet) -> None:
+    assert fleet.seen["code"] != 0
+    last = fleet.queen.journal("rbee-queen.service", "PRIORITY=1")[-1]
+    assert "certificate has expired" in json.dumps(last), last
+
+
+@when("far reports to the queen with its own certificate and a token that is none of hers")
+def wrong_token_is_shown(fleet: Fleet) -> None:
+    url = f"https://{fleet.queen.address}:8443/v2/registry/beehives/list"
+    token = ["--header", f"Authorization: Bearer {'0' * 64}"]
+    asked = ["curl", "-sS", *SHOWN, *token, "--write-out", "%{http_code}", "--output", "/dev/null", url]
+    fleet.seen["status"] = int(fleet.far.run(asked).stdout)
+
+
+@then("the queen's log says so")
+def refusal_is_logged(fleet: Fleet) -> None:
+    told = [str(record.get("MESSAGE")) for record in fleet.queen.journal("rbee-queen.service", "PRIORITY=4")]
+    assert any("authentication failed" in one for one in told), told
+
+
 @when("another machine is to take the place of far, whose hive is alive")
 def place_taken(fleet: Fleet) -> None:
     body = {"name": "far", "addresses": [fleet.queen.address]}
@@ -223,14 +265,14 @@ def rotated(fleet: Fleet) -> None:
     fleet.seen["credentials"] = credentials(fleet.far)
     with fleet.asked_all_along() as outcomes:
         fleet.seen["said"] = fleet.rbee("node", "rotate", "far")
-        before = outcomes.total()
-        wait_until(lambda: outcomes.total() >= before + 5, "answers after the rotation", 120)
-    fleet.seen["outcomes"] = dict(outcomes)
+        before = outcomes.ended.total()
+        wait_until(lambda: outcomes.ended.total() >= before + 5, "answers after the rotation", 120)
+    fleet.seen["outcomes"] = outcomes
 
 
 @then("every request was answered")
 def all_answered(fleet: Fleet) -> None:
-    assert list(fleet.seen["outcomes"]) == ["ok"], fleet.seen["outcomes"]
+    assert list(fleet.seen["outcomes"].ended) == ["ok"], fleet.seen["outcomes"]
 
 
 @then("tokens, key and certificate of far are others")

@@ -47,6 +47,13 @@ Feature: A fleet: nodes that the command sets up over SSH, and that speak mutual
     Then the answer is 400
     And the queen has alerted 2 times more
 
+  Scenario: An expired certificate gets nowhere and a person is told; a wrong token neither, and the log has it
+    When far shows the queen a certificate of her authority that expired yesterday
+    Then nothing was answered, and the queen has alerted that a certificate has expired
+    When far reports to the queen with its own certificate and a token that is none of hers
+    Then the answer is 401
+    And the queen's log says so
+
   @RACE-01
   Scenario: A hive id that is alive elsewhere is not enrolled a second time
     When another machine is to take the place of far, whose hive is alive

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -55,6 +56,8 @@ class ModelSource:
     ranges: bool = True
     elsewhere: str = ""
     """Another source's URL that files of repositories are redirected to, as a hub does with large files."""
+    listener: socket.socket | None = None
+    """Where to serve; a port of loopback unless given."""
     sizes_hidden: bool = False
     """Answers carry no length, as of a server that makes them on the fly."""
     seen: list[Seen] = field(default_factory=list)
@@ -107,9 +110,9 @@ class ModelSource:
         app.router.add_get("/{folder}/{path:.+}", self._file)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        await web.SockSite(self._runner, self.listener or socket.create_server(("127.0.0.1", 0))).start()
+        host, port = self._runner.addresses[0][:2]
+        self.url = f"http://{host}:{port}"
 
     async def _close(self) -> None:
         self._stop.set()
