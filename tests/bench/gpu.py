@@ -13,14 +13,14 @@ import numpy as np
 import pynvml
 
 from rbee.wire.worker_spec import Backend
-from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder
+from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder, open_decoder
 from rbee.worker.engine.decoder import DecoderLayout, read_layout
 from rbee.worker.engine.folder import read_folder
 from rbee.worker.engine.generate import BatchGenerator
 from rbee.worker.engine.generation import GenerateRequest, Piece
 from rbee.worker.engine.runner import Runner
 from rbee.worker.engine.sampling import SamplingParams
-from rbee.worker.engine.sessions import DeviceSpec, create_session
+from rbee.worker.engine.sessions import DeviceSpec
 from rbee.worker.engine.text_model import TextModel
 from rbee.worker.engine.tokenise import load_tokenizer
 from tests.bench import decoders
@@ -66,7 +66,8 @@ def card() -> Card | None:
 def generator(folder: Path, device: DeviceSpec, size: decoders.Size) -> Iterator[tuple[BatchGenerator, DecoderLayout]]:
     """The worker's generator on the model in ``folder``, closed with the block."""
     found = read_folder(folder)
-    layout, session = read_layout(found.facts), create_session(found.model_file, device)
+    layout = read_layout(found.facts)
+    session = open_decoder(found.model_file, layout, device)
     settings = BatchSettings(max(ROWS), size.context, None, 0)
     batch = build_batch(build_decoder(session, layout, None, device, settings), frozenset(), settings)
     tokenizer, _ = load_tokenizer(folder)

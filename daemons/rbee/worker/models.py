@@ -52,7 +52,7 @@ def build_runner(spec: WorkerSpec) -> Runner:
 def build_model(definition: Definition, folder: ModelFolder, facts: ModelFacts, runner: Runner, threads: int) -> Model:
     """Create the session and what serves its task; raises ConfigError, ProviderUnavailable. Blocking."""
     device = replace(device_spec(definition, threads), varying=facts.task is Task.GENERATE)
-    session = create_session(folder.model_file, device)
+    session = _session(folder, facts, device)
     closing = ExitStack()
     closing.callback(runner.close)
     if facts.task is Task.GENERATE:
@@ -67,6 +67,15 @@ def build_model(definition: Definition, folder: ModelFolder, facts: ModelFacts, 
     else:
         served = TensorModel(session, folder.facts.graph, runner, definition.spec.max_batch)
     return Model(facts.task, served, runner, closing.close, runs=served.counts)
+
+
+def _session(folder: ModelFolder, facts: ModelFacts, device: DeviceSpec) -> Session:
+    if facts.task is not Task.GENERATE:
+        return create_session(folder.model_file, device)
+    from rbee.worker.engine.batch.build import open_decoder
+    from rbee.worker.engine.decoder import read_layout
+
+    return open_decoder(folder.model_file, read_layout(folder.facts), device)
 
 
 def kv_bytes(spec: WorkerSpec) -> int | None:

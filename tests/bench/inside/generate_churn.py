@@ -15,7 +15,7 @@ from pathlib import Path
 import uvloop
 
 from rbee.wire.worker_spec import Backend
-from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder
+from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder, open_decoder
 from rbee.worker.engine.decoder import read_layout
 from rbee.worker.engine.folder import read_folder
 from rbee.worker.engine.generate import BatchGenerator
@@ -23,7 +23,7 @@ from rbee.worker.engine.generation import GenerateRequest
 from rbee.worker.engine.recognise import recognise
 from rbee.worker.engine.runner import Runner
 from rbee.worker.engine.sampling import SamplingParams
-from rbee.worker.engine.sessions import DeviceSpec, create_session
+from rbee.worker.engine.sessions import DeviceSpec
 from rbee.worker.engine.text_model import TextModel
 from rbee.worker.engine.tokenise import load_tokenizer
 
@@ -43,7 +43,8 @@ def build(folder: Path) -> BatchGenerator:
     found, device = read_folder(folder), DeviceSpec(Backend.CPU, threads=1, varying=True)
     facts = recognise(found.facts)
     settings = BatchSettings(SLOTS, facts.context_length or 0, None, PREFIX_BYTES)
-    session, layout = create_session(found.model_file, device), read_layout(found.facts)
+    layout = read_layout(found.facts)
+    session = open_decoder(found.model_file, layout, device)
     batch = build_batch(build_decoder(session, layout, facts.vocabulary, device, settings), frozenset(), settings)
     tokenizer, _ = load_tokenizer(folder)
     generator = BatchGenerator(batch, TextModel(tokenizer, eos_ids=frozenset(), context_length=512), Runner(1))

@@ -17,7 +17,7 @@ import numpy as np
 import uvloop
 
 from rbee.wire.worker_spec import Backend
-from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder
+from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder, open_decoder
 from rbee.worker.engine.decoder import CachePair, read_layout
 from rbee.worker.engine.folder import read_folder
 from rbee.worker.engine.generate import BatchGenerator
@@ -42,14 +42,15 @@ class Measured:
         found = read_folder(folder)
         self.facts, self.layout = recognise(found.facts), read_layout(found.facts)
         self.device = DeviceSpec(Backend.CPU, threads=threads, varying=True)
-        self.session = create_session(found.model_file, self.device)
+        self.session = create_session(found.model_file, self.device)  # as the file is: for the bare loop
+        self.decoding = open_decoder(found.model_file, self.layout, self.device)
         tokenizer, _ = load_tokenizer(folder)
         self.text = TextModel(tokenizer, eos_ids=frozenset(), context_length=self.facts.context_length)
         self.generator, self.plain = self._generator(256 << 20), self._generator(0)
 
     def _generator(self, prefix_bytes: int) -> BatchGenerator:
         settings = BatchSettings(ROWS, self.text.context_length, None, prefix_bytes)
-        decoder = build_decoder(self.session, self.layout, self.facts.vocabulary, self.device, settings)
+        decoder = build_decoder(self.decoding, self.layout, self.facts.vocabulary, self.device, settings)
         found = BatchGenerator(build_batch(decoder, frozenset(), settings), self.text, Runner(2))
         found.warm_up()
         return found

@@ -8,7 +8,7 @@ import numpy as np
 from tests.bench import decoders
 
 from rbee.wire.worker_spec import Backend
-from rbee.worker.engine.batch.build import Batch, BatchSettings, build_batch, build_decoder
+from rbee.worker.engine.batch.build import Batch, BatchSettings, build_batch, build_decoder, open_decoder
 from rbee.worker.engine.batch.memory import device_memory
 from rbee.worker.engine.batch.shared import SharedDecoder
 from rbee.worker.engine.decoder import DecoderLayout, read_layout
@@ -20,18 +20,21 @@ CPU = DeviceSpec(Backend.CPU, threads=1)
 
 @dataclass(frozen=True)
 class Small:
-    """A decoder's session and layout, and texts that it said alone."""
+    """A decoder's session and layout, and texts that it said alone; ``decoding`` is the session of its batches."""
 
     session: Session
     layout: DecoderLayout
     vocabulary: int
+    decoding: Session
     on_device: bool = False
 
     @classmethod
     def load(cls, path: Path, vocabulary: int) -> "Small":
         """From a model folder."""
         folder = read_folder(path)
-        return cls(create_session(folder.model_file, CPU), read_layout(folder.facts), vocabulary)
+        layout = read_layout(folder.facts)
+        cut = open_decoder(folder.model_file, layout, CPU)
+        return cls(create_session(folder.model_file, CPU), layout, vocabulary, decoding=cut)
 
     def as_on_device(self) -> "Small":
         """The same with its buffers moved and looked at as on a GPU, whose part the CPU plays."""
@@ -60,10 +63,10 @@ class Small:
     def batch(self, *, rows: int = 4, context: int = 512, kv_bytes: int | None = None, prefix_mb: int = 8) -> Batch:
         """A batch of it, with nothing in it."""
         settings = BatchSettings(rows, context, kv_bytes, prefix_mb << 20)
-        decoder = build_decoder(self.session, self.layout, self.vocabulary, CPU, settings)
+        decoder = build_decoder(self.decoding, self.layout, self.vocabulary, CPU, settings)
         if self.on_device:
             memory = device_memory(self.layout, self.vocabulary, CPU)
-            decoder = SharedDecoder(self.session, self.layout, self.vocabulary, memory, rows, context)
+            decoder = SharedDecoder(self.decoding, self.layout, self.vocabulary, memory, rows, context)
         return build_batch(decoder, frozenset(), settings)
 
 

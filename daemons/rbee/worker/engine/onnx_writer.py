@@ -28,12 +28,14 @@ def _number(number: int, value: int) -> bytes:
     return _varint(number << 3 | VARINT) + _varint(value & (1 << 64) - 1)
 
 
-def _bytes(number: int, value: bytes) -> bytes:
+def bytes_field(number: int, value: bytes) -> bytes:
+    """A field of bytes, or of a message's bytes."""
     return _varint(number << 3 | LENGTH) + _varint(len(value)) + value
 
 
-def _texts(number: int, values: Sequence[str]) -> bytes:
-    return b"".join(_bytes(number, value.encode()) for value in values)
+def text_fields(number: int, values: Sequence[str]) -> bytes:
+    """A repeated field of texts."""
+    return b"".join(bytes_field(number, value.encode()) for value in values)
 
 
 @dataclass(slots=True)
@@ -55,27 +57,29 @@ class SmallGraph:
 
     def node(self, op: str, inputs: Sequence[str], outputs: Sequence[str], **integers: int) -> str:
         """Append a node with integer attributes; returns the name of its first output."""
-        attributes = b"".join(_bytes(5, _attribute(name, value)) for name, value in integers.items())
-        self.nodes.append(_texts(1, inputs) + _texts(2, outputs) + _bytes(4, op.encode()) + attributes)
+        attributes = b"".join(bytes_field(5, _attribute(name, value)) for name, value in integers.items())
+        self.nodes.append(text_fields(1, inputs) + text_fields(2, outputs) + bytes_field(4, op.encode()) + attributes)
         return outputs[0]
 
     def model(self, constants: Mapping[str, Sequence[int]] | None = None) -> bytes:
         """The model's bytes; ``constants`` are int64 vectors by name."""
-        parts = [_bytes(1, node) for node in self.nodes] + [_bytes(2, b"small")]
-        parts += [_bytes(5, _vector(name, values)) for name, values in (constants or {}).items()]
-        parts += [_bytes(11, value) for value in self.inputs] + [_bytes(12, value) for value in self.outputs]
-        return _number(1, IR_VERSION) + _bytes(7, b"".join(parts)) + _bytes(8, _number(2, OPSET))
+        parts = [bytes_field(1, node) for node in self.nodes] + [bytes_field(2, b"small")]
+        parts += [bytes_field(5, _vector(name, values)) for name, values in (constants or {}).items()]
+        parts += [bytes_field(11, value) for value in self.inputs] + [bytes_field(12, value) for value in self.outputs]
+        return _number(1, IR_VERSION) + bytes_field(7, b"".join(parts)) + bytes_field(8, _number(2, OPSET))
 
 
 def _value(name: str, element: str, rank: int) -> bytes:
-    shape = b"".join(_bytes(1, _bytes(2, f"{name}_{axis}".encode())) for axis in range(rank))
-    return _bytes(1, name.encode()) + _bytes(2, _bytes(1, _number(1, _ELEMENTS[element]) + _bytes(2, shape)))
+    shape = b"".join(bytes_field(1, bytes_field(2, f"{name}_{axis}".encode())) for axis in range(rank))
+    return bytes_field(1, name.encode()) + bytes_field(
+        2, bytes_field(1, _number(1, _ELEMENTS[element]) + bytes_field(2, shape))
+    )
 
 
 def _attribute(name: str, value: int) -> bytes:
-    return _bytes(1, name.encode()) + _number(3, value) + _number(20, INT)
+    return bytes_field(1, name.encode()) + _number(3, value) + _number(20, INT)
 
 
 def _vector(name: str, values: Sequence[int]) -> bytes:
     data = b"".join(_number(7, value) for value in values)
-    return _number(1, len(values)) + _number(2, _ELEMENTS["int64"]) + data + _bytes(8, name.encode())
+    return _number(1, len(values)) + _number(2, _ELEMENTS["int64"]) + data + bytes_field(8, name.encode())

@@ -108,17 +108,20 @@ def runtime_device(backend: Backend) -> str:
     return "cuda" if backend is Backend.CUDA else "cpu"
 
 
-def create_session(model: Path | bytes, spec: DeviceSpec) -> Session:
-    """Create the session of a model file, or of a small model's own bytes.
+def create_session(model: Path | bytes, spec: DeviceSpec, weights: Path | None = None) -> Session:
+    """Create the session of a model file, or of a small model's own bytes, whose weights may lie in a folder.
 
     Raises ProviderUnavailable when CUDA was asked for and the session did not get it, OutOfMemory where the runtime
     could not allocate what the model needs, ConfigError when it refuses the model.
     """
     source = model if isinstance(model, bytes) else str(model)
+    options = session_options(spec)
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     if spec.backend is Backend.CUDA:
-        return _create_on_cuda(source, spec)
+        return _create_on_cuda(source, spec, options)
     try:
-        session: Session = runtime().InferenceSession(source, session_options(spec), providers=[CPU_PROVIDER])
+        session: Session = runtime().InferenceSession(source, options, providers=[CPU_PROVIDER])
     except Exception as error:
         if is_shortage(error):
             raise shortage(error, "the model", None) from error
@@ -160,14 +163,14 @@ def cuda_options(spec: DeviceSpec) -> dict[str, str]:
     return options
 
 
-def _create_on_cuda(source: str | bytes, spec: DeviceSpec) -> Session:
+def _create_on_cuda(source: str | bytes, spec: DeviceSpec, options: Any) -> Session:  # noqa: ANN401
     failure: Exception | None = None
     session: Session | None = None
     with captured_stderr() as messages:
         _preload(spec.cuda_library_path)
         try:
             providers = [(CUDA_PROVIDER, cuda_options(spec)), CPU_PROVIDER]
-            session = runtime().InferenceSession(source, session_options(spec), providers=providers)
+            session = runtime().InferenceSession(source, options, providers=providers)
         except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no base class
             failure = error
     if session is not None and session.get_providers()[0] == CUDA_PROVIDER:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from rbee.wire.errors import ConfigError
 from rbee.wire.worker_spec import Backend
@@ -15,8 +16,9 @@ from rbee.worker.engine.batch.prefix import BLOCK_TOKENS, PrefixCache
 from rbee.worker.engine.batch.shared import SharedDecoder
 from rbee.worker.engine.batch.stepper import Limits, Stepper
 from rbee.worker.engine.decoder import DecoderLayout, run_options
+from rbee.worker.engine.last_scores import cut_scores
 from rbee.worker.engine.sampling import BatchSampler
-from rbee.worker.engine.sessions import DeviceSpec, Session, runtime_device
+from rbee.worker.engine.sessions import DeviceSpec, Session, create_session, runtime_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,15 @@ class Batch:
     decoder: BatchDecoder
     stepper: Stepper
     prefixes: PrefixCache[HostBlock]
+
+
+def open_decoder(file: Path, layout: DecoderLayout, device: DeviceSpec) -> Session:
+    """The session of a decoder's file, cut to the scores that are asked for where that can be done. Blocking.
+
+    Raises what create_session does.
+    """
+    cut = cut_scores(file, layout.scores, layout.scores_element) if layout.shares_buffers else None
+    return create_session(file, device) if cut is None else create_session(cut, device, file.parent)
 
 
 def build_decoder(

@@ -15,6 +15,7 @@ from rbee.worker.engine.batch.memory import Memory
 from rbee.worker.engine.batch.plan import MOST_TOKENS, contiguous_runs
 from rbee.worker.engine.batch.scores import RowScores
 from rbee.worker.engine.decoder import DecoderLayout
+from rbee.worker.engine.last_scores import PLACES
 from rbee.worker.engine.sessions import Binding, RunOptions, Session, numpy_type, run_bound
 
 SMALLEST_CAPACITY = 256
@@ -46,11 +47,12 @@ class SharedDecoder:
         self._rooms: list[int] = []
         self._capacity = 0
         self._bindings: dict[int, Binding] = {}
-        self._inputs = _StepInputs(layout, 0, 0)
         self.whole_prompts = layout.scales_by_content
         self.token_bytes = layout.token_bytes
+        self._cut = any(each.name == PLACES for each in session.get_inputs())
+        self._inputs = _StepInputs(layout, 0, 0, cut=self._cut)
         token_scores = vocabulary * numpy_type(layout.scores_element).itemsize
-        self.most_tokens = max(1, min(MOST_TOKENS, MOST_SCORES_BYTES // token_scores))
+        self.most_tokens = MOST_TOKENS if self._cut else max(1, min(MOST_TOKENS, MOST_SCORES_BYTES // token_scores))
 
     def size(self, rows: int, tokens: int) -> int:
         """See BatchDecoder."""
@@ -127,7 +129,7 @@ class SharedDecoder:
         self._slots = [*self._slots, *[None] * slots][:slots]
         self._lengths = [*self._lengths, *[0] * slots][:slots]
         self._rooms = [*self._rooms, *[0] * slots][:slots]
-        self._inputs = _StepInputs(self._layout, slots, self._capacity)
+        self._inputs = _StepInputs(self._layout, slots, self._capacity, cut=self._cut)
 
     def _close_ranks(self, keys: Sequence[int]) -> None:
         """Move the rows of ``keys`` from the highest slots into free ones below them."""
@@ -163,25 +165,32 @@ class SharedDecoder:
         for row, chunk in enumerate(chunks):
             ids[row, : lengths[row]] = chunk.tokens
             mask[row, : start + lengths[row]] = 1
-        places = np.broadcast_to(np.arange(start, start + longest), ids.shape)
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
+        positions = np.broadcast_to(np.arange(start, start + longest), ids.shape)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         binding = self._session.io_binding()
         for role, name in self._layout.names.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(inputs[role], numpy_type(self._layout.elements[name])))
         self._kv.bind(binding, slot, len(chunks))
+        places = [row * longest + length - 1 for row, length in enumerate(lengths)]
+        if self._cut:
+            binding.bind_cpu_input(PLACES, np.array(places, np.int64)[:, None])
         scores = self._memory.read_scores
-        scores.bind(binding, self._layout.scores, len(chunks), longest)
+        scores.bind(binding, self._layout.scores, len(chunks), 1 if self._cut else longest)
         run_bound(self._session, binding, options)
         for row, length in enumerate(lengths):
             self._lengths[slot + row] = start + length
-        return scores.after([row * longest + length - 1 for row, length in enumerate(lengths)])
+        return scores.after(range(len(chunks)) if self._cut else places)
 
 
 class _StepInputs:
-    """The plain inputs of a decoding step, in place: token, mask padded on the right, and position of each slot."""
+    """The plain inputs of a decoding step, in place: token, mask padded on the right, and position of each slot.
 
-    def __init__(self, layout: DecoderLayout, slots: int, capacity: int) -> None:
+    With ``cut`` the graph is asked for every slot's scores.
+    """
+
+    def __init__(self, layout: DecoderLayout, slots: int, capacity: int, *, cut: bool) -> None:
         self._layout = layout
+        self._places = np.arange(slots, dtype=np.int64)[:, None] if cut else None
         shapes = {"input_ids": (slots, 1), "attention_mask": (slots, capacity), "position_ids": (slots, 1)}
         self._values = {
             role: np.zeros(shapes[role], numpy_type(layout.elements[name])) for role, name in layout.names.items()
@@ -193,6 +202,9 @@ class _StepInputs:
         for role, name in self._layout.names.items():
             part = self._values[role][:count]
             binding.bind_input(name, "cpu", 0, part.dtype, part.shape, part.ctypes.data)
+        if self._places is not None:
+            part = self._places[:count]
+            binding.bind_input(PLACES, "cpu", 0, part.dtype, part.shape, part.ctypes.data)
 
     def set(self, lengths: Sequence[int], tokens: dict[int, int]) -> None:
         """Every slot's mask shows what it holds and one token more."""
