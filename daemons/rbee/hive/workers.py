@@ -171,8 +171,7 @@ class WorkerTable:
             self._workers[worker_id] = Worker(worker_id, UnitFacts(worker_id=worker_id))
         for worker_id, worker in list(self._workers.items()):
             worker.definition = found.get(worker_id)
-            gone = worker.definition is None and worker.external is None and worker.unit.load_state == "not-loaded"
-            if gone:
+            if worker.definition is None and worker.external is None and _at_rest(worker.unit):
                 del self._workers[worker_id]
                 self.revision += 1
             else:
@@ -328,6 +327,11 @@ def change_between(previous: WorkerReport | None, report: WorkerReport) -> Chang
         return Change.STATE
     # the text of a worker that serves waits for the heartbeat: it says nothing that anybody acts upon
     return Change.QUIET if both_ready else Change.DETAIL
+
+
+def _at_rest(unit: UnitFacts) -> bool:
+    """Whether nothing of the unit runs, will run or failed."""
+    return unit.load_state == "not-loaded" or (unit.active_state == "inactive" and not unit.job_result)
 
 
 def _listens_unheard(worker: Worker) -> bool:
