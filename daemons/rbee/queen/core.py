@@ -33,6 +33,7 @@ from rbee.queen.nodes.fleet import Fleet
 from rbee.queen.nodes.tokens import HIVE_API, WORKER_API, PresentedTokens
 from rbee.queen.placement.declarations import Declarations
 from rbee.queen.placement.declared import DeclaredModels
+from rbee.queen.placement.drains import Drains
 from rbee.queen.placement.placements import Placements
 from rbee.queen.placement.room import Room
 from rbee.queen.registry.registry import Registry
@@ -54,6 +55,7 @@ from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
 SWEEP_S = 1.0
+LATE_S = 5.0
 SETTLE_S = 8.0
 RECENT_S = 3600.0
 NOTE_AGAIN_S = 600.0
@@ -138,7 +140,14 @@ class Core:
             self.metrics.placing,
             lambda hive_id: self.enrolments.refused(hive_id, WORKER_API),
         )
-        self.declared = DeclaredModels(self.placements, self.registry, self.owner, self.admission.place_settled)
+        self.declared = DeclaredModels(
+            self.placements,
+            Drains(self.registry, self.hives, self.owner, self.metrics.placing),
+            self.registry,
+            self.owner,
+            self.admission.place_settled,
+            self.metrics.placing,
+        )
         self.declarations = Declarations(self.store, config.models)
         self.declarations_changed()
         self._room = Room(self.registry, self.hives, self.metrics.placing, self.declared.evictable)
@@ -287,9 +296,13 @@ class Core:
 
     async def _sweep(self) -> None:
         """Silence makes no event of its own: this is the one clock of the queen."""
+        swept = time.monotonic()
         while True:
             await asyncio.sleep(SWEEP_S)
-            now = time.monotonic()
+            before, swept = swept, time.monotonic()
+            if swept - before > LATE_S:
+                continue  # what hives said meanwhile is still to be read: their silence is not theirs
+            now = swept
             for hive in self.registry.sweep(now):
                 self._noted.pop(hive.hive_id, None)
                 self.store.forget_hive(hive.hive_id)

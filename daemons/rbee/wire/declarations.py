@@ -36,8 +36,8 @@ class DeclaredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
     ``reference`` is where it comes from. ``node`` pins its worker to a hive, ``device`` to a GPU; null lets the queen
     choose; ``labels`` are those that its node has to have. ``placement``: spread takes the node with the fewest
-    workers, pack the one with the least memory that is enough. ``idle_limit_s``: null means the hive's own limit, 0
-    never; workers up to ``replicas.min`` have none.
+    workers, pack the one with the least memory that is enough. ``idle_limit_s``: null means 300, or the hive's own
+    limit where that is shorter, 0 never; workers up to ``replicas.min`` have none.
     """
 
     reference: Annotated[str, Meta(min_length=1, max_length=4096)]

@@ -10,7 +10,7 @@ from tests.unit.queen.partners import MACHINE, HivePartner, WorkerPartner, repor
 from tests.unit.queen.test_placement import REFERENCE, hive_with
 
 from rbee.queen.config import check_models
-from rbee.queen.placement.declared import worker_id_of
+from rbee.queen.placement.replicas import worker_id_of
 from rbee.wire.declarations import DeclaredModel
 from rbee.wire.errors import ConfigError
 from rbee.wire.messages import WorkerReport, WorkerState

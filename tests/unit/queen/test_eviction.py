@@ -15,8 +15,8 @@ from tests.unit.queen.partners import MACHINE, HivePartner, WorkerPartner, repor
 from tests.unit.queen.test_placement import MB
 
 from rbee.queen.placement.decision import Need, Node, decide
-from rbee.queen.placement.declared import worker_id_of
 from rbee.queen.placement.eviction import Idle, make_room
+from rbee.queen.placement.replicas import worker_id_of
 from rbee.wire.declarations import DeclaredModel
 from rbee.wire.messages import WorkerReport, WorkerState
 from rbee.wire.model_messages import ModelRow, ModelRows

@@ -12,8 +12,8 @@ from tests.unit.queen.partners import WorkerPartner, report, until
 from tests.unit.queen.test_placement import REFERENCE, hive_with
 
 from rbee.queen.config import QueenConfig
-from rbee.queen.placement import declared as declarations
-from rbee.queen.placement.declared import worker_id_of
+from rbee.queen.placement import life
+from rbee.queen.placement.replicas import worker_id_of
 from rbee.queen.placement.scaling import CROWDED_SWEEPS, Further, Replica, further
 from rbee.wire.declarations import DeclaredModel
 from rbee.wire.messages import WorkerState
@@ -46,6 +46,9 @@ def replica(number: int | None, state: WorkerState, *, by_person: bool = False) 
         ((2, 2), [replica(1, STOPPED, by_person=True)], False, Further(2)),
         ((1, 1), [replica(None, IDLE)], False, None),
         ((1, 1), [Replica(1, FAILED)], False, None),
+        ((1, 1), [replica(1, WorkerState.STALE)], False, Further(1)),
+        ((1, 2), [replica(1, WorkerState.STALE), replica(2, IDLE)], False, None),
+        ((2, 2), [replica(1, WorkerState.STALE), replica(1, STOPPED), replica(2, IDLE)], False, Further(1, ended=True)),
         ((1, 2), [Replica(1, FAILED)], False, Further(2)),
     ],
 )
@@ -107,7 +110,7 @@ async def test_the_least_are_kept_running_and_a_person_may_stop_them(configured:
         sweep(queen, 5.0)
         assert not queen.core.declared._under_way  # one that fails again and again is not started every second
         await queen.tell(report(STOPPED, worker=FIRST, model=NAME, url=None, reason="requested"))
-        sweep(queen, 4.0 + declarations.ENDED_AGAIN_S)
+        sweep(queen, 4.0 + life.ENDED_AGAIN_S)
         assert not queen.core.declared._under_way
 
 
@@ -119,7 +122,7 @@ async def test_what_cannot_be_started_is_tried_again_later(configured: Configure
         await until(lambda: not queen.core.declared._under_way)
         sweep(queen, loop.time())
         assert not queen.core.declared._under_way
-        sweep(queen, loop.time() + declarations.ENDED_AGAIN_S + 1)
+        sweep(queen, loop.time() + life.ENDED_AGAIN_S + 1)
         assert queen.core.declared._under_way
         await until(lambda: not queen.core.declared._under_way)
         assert await queen.metric('queen_rbee_worker_placements_total{outcome="INSUFFICIENT_RAM"}') == 2

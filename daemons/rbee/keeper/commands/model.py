@@ -38,11 +38,22 @@ def list_(as_json: bool) -> None:
         show_json(answer)
         return
     rows = [
-        (str(model.get("id", "")), _date(model.get("created")), str(model.get("owned_by", "")))
+        (
+            str(model.get("id", "")),
+            _date(model.get("created")),
+            str(model.get("owned_by", "")),
+            str(model.get("state", "")),
+            f"{model.get('ready', 0)} of {model.get('workers', 0)}",
+            str(model.get("note", "")),
+        )
         for model in answer.get("data", [])
         if isinstance(model, dict)
     ]
-    show_table(("MODEL", "SINCE", "BY"), rows, "no models yet: start a worker with 'rbee worker spawn --help'")
+    show_table(
+        ("MODEL", "SINCE", "BY", "STATE", "READY", "NOTE"),
+        rows,
+        "no models yet: start a worker with 'rbee worker spawn --help'",
+    )
 
 
 @command.command("pull")

@@ -13,10 +13,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection
-from typing import Protocol
 
 from rbee.queen.admission import refusals
 from rbee.queen.admission.clients import Clients
+from rbee.queen.admission.declared import Declared, NoneDeclared
 from rbee.queen.admission.fair import Priority, Ticket
 from rbee.queen.admission.loads import LoadTimes
 from rbee.queen.admission.policy import Policy
@@ -36,15 +36,6 @@ from rbee.wire.messages import WorkerState
 
 LOGGER = logging.getLogger(__name__)
 StartWorker = Callable[[Key], None]
-
-
-class Declared(Protocol):
-    """Models that a worker can be placed for when they are asked for."""
-
-    def __contains__(self, model: str) -> bool: ...
-
-    def begin(self, model: str) -> None:
-        """Begin to place a worker unless that is under way; :meth:`Admission.place_settled` is called in the end."""
 
 
 _PLACING = Wait(Waiting.PLACING, None)
@@ -69,7 +60,7 @@ class Admission:
         self._start: StartWorker = lambda key: None
         self._starting: Callable[[], frozenset[Key]] = frozenset
         self._settling: Callable[[], bool] = lambda: False
-        self._declared: Declared | None = None
+        self._declared: Declared = NoneDeclared()
         registry.weigh(policy.weight)
         registry.listen(self._on_change)
 
@@ -106,7 +97,7 @@ class Admission:
 
     def known(self, model: str) -> bool:
         """Whether some worker serves, or could serve, the model, or one can be placed for it."""
-        return bool(self._registry.serving(model)) or (self._declared is not None and model in self._declared)
+        return bool(self._registry.serving(model)) or model in self._declared
 
     def at_once(self, model: str) -> bool:
         """Whether a request for the model would get a worker without waiting."""
@@ -255,7 +246,7 @@ class Admission:
         if not self.known(want.model):
             return None if self._settling() else refusals.unknown(want.model)
         waited, step = now - waiter.began, self._step(want.model)
-        hopeful = waited < limits.silent_s or any(may_yet_be_ready(worker, now) for worker in workers)
+        hopeful = waited < limits.silent_s or any(self._may_help(want.model, worker, now) for worker in workers)
         if isinstance(step, Wait) and step.why is Waiting.SILENT and not hopeful:
             worker = None if step.key is None else self._registry.worker(step.key)
             self._metrics.shed(Shed.OUT_OF_REACH)
@@ -267,6 +258,10 @@ class Admission:
         self._metrics.shed(Shed.ALL_BUSY)
         queue = self._queues.get(want.model)
         return refusals.busy(want.model, workers, None if queue is None else self._expected_s(want, queue))
+
+    def _may_help(self, model: str, worker: Worker, now: float) -> bool:
+        """Whether a worker that cannot be reached may soon be ready, or be replaced on another node."""
+        return may_yet_be_ready(worker, now) or self._declared.may_take_over(model, worker, now)
 
     def loading_error(self, model: str) -> ModelLoading:
         """The honest answer to one who does not wait for a cold model: its state, node, progress, and when to come."""
@@ -317,7 +312,7 @@ class Admission:
         queue = self._queues.get(model)
         if queue is None:
             return
-        if error is not None and not self._registry.serving(model):
+        if error is not None and self._step(model) == _PLACING:
             for waiter in queue.waiters:
                 waiter.refuse(error)
             return
@@ -366,7 +361,7 @@ class Admission:
         if isinstance(step, Fail):
             self._fail(model, queue, step)
             return
-        if step == _PLACING and self._declared is not None and not self._settling():
+        if step == _PLACING and not self._settling():
             self._declared.begin(model)
         if isinstance(step, Start) or step.why.cold:
             self._refuse_impatient(model, queue)
@@ -376,6 +371,9 @@ class Admission:
         tried = queue.tried if queue is not None else set()
         step = next_step(self._registry.serving(model), tried, self._starting())
         if isinstance(step, Fail) and step.report is None and self.known(model):
+            return _PLACING
+        silent = isinstance(step, Wait) and step.why is Waiting.SILENT
+        if silent and any(self._declared.takes_over(model, worker) for worker in self._registry.serving(model)):
             return _PLACING
         return step
 

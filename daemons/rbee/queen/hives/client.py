@@ -67,10 +67,10 @@ class HiveClient:
         with self._audited(EventType.WORKER_SPAWN, hive, request.worker_id, request.model_ref):
             return await self.call(hive, "POST", "/v1/workers/spawn", order)
 
-    async def stop(self, hive: Hive, worker_id: str) -> JsonObject:
-        """DELETE /v1/workers/W: drain and stop. Raises as :meth:`call` does."""
+    async def stop(self, hive: Hive, worker_id: str, *, forget: bool = False) -> JsonObject:
+        """DELETE /v1/workers/W: drain and stop, and ``forget`` its definition. Raises as :meth:`call` does."""
         with self._audited(EventType.WORKER_STOP, hive, worker_id):
-            return await self.call(hive, "DELETE", f"/v1/workers/{worker_id}")
+            return await self.call(hive, "DELETE", f"/v1/workers/{worker_id}{'?forget=true' if forget else ''}")
 
     @contextlib.contextmanager
     def _audited(

@@ -1,35 +1,32 @@
 """Models that are declared: workers of one are placed and started when requests come, or are kept."""
 
 import asyncio
-import hashlib
 import logging
-import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-import msgspec
-
 from rbee.queen.placement.decision import Need
+from rbee.queen.placement.drains import Drains
+from rbee.queen.placement.life import Failed, Life, Move
 from rbee.queen.placement.placements import REPORT_LIMIT_S, Placements
-from rbee.queen.placement.scaling import CROWDED_SWEEPS, Replica, further
+from rbee.queen.placement.replicas import idle_s, replicas_of, spawn_request, was_declared, worker_id_of
+from rbee.queen.placement.scaling import Drain, Further, Limits, Replica, Why
 from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Change, Worker
-from rbee.queen.routing.decision import Key, startable
-from rbee.wire.declarations import DeclaredModel, Replicas
+from rbee.queen.routing.decision import Key
+from rbee.queen.routing.metrics import PlacingMetrics
+from rbee.wire.declarations import DeclaredModel
 from rbee.wire.errors import HiveUnreachable, RbeeError
-from rbee.wire.log import log
+from rbee.wire.log import ALERT, log
 from rbee.wire.messages import SpawnRequest, WorkerState
 from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
-_SLUG = 40
-ENDED_AGAIN_S = 30.0
-"""A replica that ended, or could not be started, is started again once in so long."""
-CROWDED_AGAIN_S = 10.0
-"""A further replica shows what it is worth for so long before the next one."""
-_BY_PERSON = "requested"
-"""A hive's reason of a worker that it was told to stop."""
+MISSED_INTERVALS = 1.5
+"""A word that is late by half an interval is missing."""
+IDLE_S = 300.0
+"""A worker that is not kept ends after so long without need where its declaration does not say."""
 Settled = Callable[[str, Collection[Key], RbeeError | None], None]
 
 
@@ -48,24 +45,44 @@ class _Placing:
 class DeclaredModels:
     """Places workers of declared models, at most one at a time for each, however many requests wait."""
 
-    def __init__(self, placements: Placements, registry: Registry, owner: TaskOwner, settled: Settled) -> None:
+    def __init__(
+        self,
+        placements: Placements,
+        drains: Drains,
+        registry: Registry,
+        owner: TaskOwner,
+        settled: Settled,
+        metrics: PlacingMetrics,
+    ) -> None:
         """``settled`` is called when a start is no longer under way, with the workers that it was to replace.
 
         Its last argument is the error where none was started.
         """
         self._models: Mapping[str, DeclaredModel] = {}
         self._placements = placements
+        self._drains = drains
         self._registry = registry
         self._owner = owner
         self._settled = settled
+        self._metrics = metrics
         self._under_way: dict[str, _Placing] = {}
-        self._not_before: dict[str, float] = {}
-        self._crowded: dict[str, int] = {}
+        self._lives: dict[str, Life] = {}
+        self._gone: set[str] = set()
         registry.listen(self._on_change)
 
     def configure(self, models: Mapping[str, DeclaredModel]) -> None:
-        """Put other declarations in force; workers of those that are gone go on until they are idle."""
+        """Put other declarations in force.
+
+        Workers of a changed one are replaced, one after the other; those of one that is gone go on until they are idle.
+        """
+        for model, life in list(self._lives.items()):
+            if model not in models:
+                del self._lives[model]
+                self._gone.add(model)
+            elif models[model] != self._models.get(model):
+                life.renew()
         self._models = models
+        self._gone -= models.keys()
 
     def __contains__(self, model: str) -> bool:
         return model in self._models
@@ -78,10 +95,45 @@ class DeclaredModels:
         """What the model does, as far as its declaration says."""
         return self._models[model].task.value
 
+    def note(self, model: str) -> str:
+        """What keeps the model's workers from being what its declaration says, or is done about it; else empty."""
+        life = self._lives.get(model)
+        if life is None:
+            return ""
+        return life.problem or ("" if life.replacing is None else f"replacing {life.replacing.former}")
+
+    def problems(self) -> list[str]:
+        """A sentence for each model that lacks a worker that is to be kept, or whose change is not in force."""
+        found = []
+        for model, life in self._lives.items():
+            if life.stuck:
+                found.append(f"model {model}: its changed declaration is not in force, 'rbee model list' tells why")
+            elif life.problem and self._models[model].replicas.min:
+                found.append(f"model {model}: a worker of it is missing, 'rbee model list' tells why")
+        return found
+
+    def _may_start(self, model: str, beside: str | None = None) -> bool:
+        """Whether a worker of the model may start on a node that is heard, and is not ``beside``."""
+        declared = self._models.get(model)
+        return declared is not None and any(
+            not hive.manual and not hive.stale and hive.hive_id != beside and declared.node in (None, hive.hive_id)
+            for hive in self._registry.hives()
+        )
+
+    def takes_over(self, model: str, worker: Worker) -> bool:
+        """Whether the worker's node is silent, and one of the model may start on another instead."""
+        return worker.hive.stale and self._may_start(model)
+
+    def may_take_over(self, model: str, worker: Worker, now: float) -> bool:
+        """Whether that is to be expected: the node missed a word at ``now`` (monotonic seconds)."""
+        hive = worker.hive
+        missed = not hive.manual and now - hive.heard > MISSED_INTERVALS * hive.interval_s
+        return missed and self._may_start(model, beside=hive.hive_id)
+
     def begin(self, model: str) -> None:
         """Begin to place a worker of the model unless that is under way; returns at once."""
         if model in self._models:
-            self._begin(model, 1)
+            self._begin(model, self._free_number(model))
 
     def restart(self, key: Key) -> bool:
         """Begin to place a worker that ended anew, where it is one of a declared model; whether it is."""
@@ -90,13 +142,19 @@ class DeclaredModels:
         declared = self._models.get(model)
         if worker is None or declared is None:
             return False
-        (replica,) = _replicas(model, declared, [worker])
-        if replica.number is None:
+        (replica,) = replicas_of(model, declared, [worker], time.monotonic())
+        if replica.number is None and not replica.former:
             return False
-        self._begin(model, replica.number)
+        self._begin(model, self._free_number(model) if replica.number is None else replica.number)
         if model in self._under_way:
             self._under_way[model].ended.add(key)
         return True
+
+    def _free_number(self, model: str) -> int:
+        """The first number of which no worker is up, 1 where all are."""
+        declared = self._models[model]
+        up = {one.number for one in self._replicas(model, declared, time.monotonic()) if one.up}
+        return next((number for number in range(1, declared.replicas.max + 1) if number not in up), 1)
 
     @property
     def starting(self) -> frozenset[Key]:
@@ -108,33 +166,54 @@ class DeclaredModels:
         found = []
         for model, declared in self._models.items():
             workers = list(self._registry.serving(model))
-            for worker, replica in zip(workers, _replicas(model, declared, workers), strict=True):
+            for worker, replica in zip(workers, self._replicas(model, declared, time.monotonic()), strict=True):
                 if replica.number is not None and replica.number > declared.replicas.min:
                     found.append(worker)
         return found
 
     def sweep(self, now: float, waiting: Callable[[str], int]) -> None:
-        """Start what is missing of each model's replicas; called once a second, ``now`` being monotonic seconds.
+        """See what each model's workers need next; called once a second, ``now`` being monotonic seconds.
 
         ``waiting`` tells how many requests wait for a model.
         """
-        if not any(not hive.manual for hive in self._registry.hives()):
-            return
         for model, declared in self._models.items():
-            limits = declared.replicas
-            self._crowded[model] = self._crowded.get(model, 0) + 1 if waiting(model) else 0
-            if model in self._under_way or now < self._not_before.get(model, 0.0):
+            life = self._lives.setdefault(model, Life())
+            limits, replicas = _limits(declared), self._replicas(model, declared, now)
+            life.look(limits, replicas, now, waiting(model))
+            if model in self._under_way or not self._may_start(model):
                 continue
-            crowded = self._crowded[model] >= CROWDED_SWEEPS
-            replicas = _replicas(model, declared, self._registry.serving(model))
-            wanted = further(limits.min, limits.max, replicas, crowded=crowded)
-            if wanted is None:
-                continue
-            if wanted.ended:
-                self._not_before[model] = now + ENDED_AGAIN_S
-            elif crowded:
-                self._not_before[model] = now + CROWDED_AGAIN_S
-            self._begin(model, wanted.number)
+            move = life.step(limits, replicas, now)
+            if move is not None:
+                self._make(model, life, move, now)
+
+        for model in self._gone:
+            self._end_idle(model, now)
+
+    def _end_idle(self, model: str, now: float) -> None:
+        """End those workers of a model that is no longer declared that had no request for long."""
+        for worker in self._registry.serving(model):
+            ours = worker.report.managed and was_declared(model, worker.key.worker_id)
+            if ours and worker.state is WorkerState.IDLE and idle_s(worker, now) >= IDLE_S:
+                self._drains.begin(worker.key, Why.IDLE)
+
+    def _make(self, model: str, life: Life, move: Move, now: float) -> None:
+        match move:
+            case Further():
+                self._begin(model, move.number)
+            case Drain():
+                self._drains.begin(move.key, move.why)
+            case Failed():
+                self._failed(model, life, f"the changed declaration's worker did not become ready: {move.why}", now)
+
+    def _failed(self, model: str, life: Life, why: str, now: float) -> None:
+        """Remember why a start came to nothing; who is to know is told where the declaration's change stops by it."""
+        if life.failed(now, why):
+            self._metrics.replacements_failed.inc()
+            log(LOGGER, ALERT, "a changed declaration is not in force: its workers are not replaced", model=model,
+                why=why)  # fmt: skip
+
+    def _replicas(self, model: str, declared: DeclaredModel, now: float) -> list[Replica]:
+        return replicas_of(model, declared, self._registry.serving(model), now, self._drains.under_way)
 
     def _begin(self, model: str, number: int) -> None:
         if model in self._under_way:
@@ -176,52 +255,18 @@ class DeclaredModels:
             log(LOGGER, logging.WARNING, "no report since the start was accepted", model=model, hive=hive.hive_id)
         finally:
             del self._under_way[model]
-        if error is not None:
-            self._not_before[model] = time.monotonic() + ENDED_AGAIN_S
+        self._came_of(model, error)
         self._settled(model, placing.ended, error)
 
-
-def _replicas(model: str, declared: DeclaredModel, workers: Collection[Worker]) -> list[Replica]:
-    """The model's workers as replicas of its declaration."""
-    numbers = {worker_id_of(model, declared, number): number for number in range(1, declared.replicas.max + 1)}
-    return [
-        Replica(
-            numbers.get(worker.key.worker_id),
-            worker.state,
-            may_start=startable(worker),
-            by_person=worker.state is WorkerState.STOPPED and worker.report.reason == _BY_PERSON,
-        )
-        for worker in workers
-    ]
+    def _came_of(self, model: str, error: RbeeError | None) -> None:
+        if model in self._models:
+            life = self._lives.setdefault(model, Life())
+            if error is None:
+                life.well()
+            else:
+                self._failed(model, life, f"no worker was started: {error.message}", time.monotonic())
 
 
-def worker_id_of(model: str, declared: DeclaredModel, number: int = 1) -> str:
-    """The id of one of the model's workers: what a person recognises, a digest of the declaration, and its number.
-
-    A changed declaration is another worker, which no definition of the former one stands in the way of; how many
-    there are to be changes none of them.
-    """
-    declared = msgspec.structs.replace(declared, replicas=Replicas())
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", model)[:_SLUG].strip("-")
-    digest = hashlib.sha256(model.encode() + b"\0" + msgspec.json.encode(declared)).hexdigest()[:8]
-    return f"{slug}-{digest}" if number == 1 else f"{slug}-{digest}-{number}"
-
-
-def spawn_request(model: str, declared: DeclaredModel, number: int) -> SpawnRequest:
-    """What a hive is asked for; ephemeral, because the declaration and not the node remembers it.
-
-    One of those that are kept running has no limit of idleness, so that its hive does not stop what is started again.
-    """
-    kept = number <= declared.replicas.min
-    return SpawnRequest(
-        worker_id=worker_id_of(model, declared, number),
-        model_ref=declared.reference,
-        name=model,
-        task=declared.task,
-        backend=declared.backend.value,
-        device=declared.device,
-        slots=declared.slots,
-        idle_limit_s=0.0 if kept else declared.idle_limit_s,
-        ephemeral=True,
-        hive_id=declared.node,
-    )
+def _limits(declared: DeclaredModel) -> Limits:
+    idle_s = IDLE_S if declared.idle_limit_s is None else declared.idle_limit_s
+    return Limits(declared.replicas.min, declared.replicas.max, idle_s)

@@ -182,7 +182,7 @@ class Registry:
             hive = self._hives[hive_id] = Hive(hive_id, now)
         hive.heard = now
         if hive.stale:
-            hive.stale = False
+            hive.stale, hive.back_at = False, now
             self._tell_all_of(hive)
         return hive
 

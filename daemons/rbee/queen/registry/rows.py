@@ -42,6 +42,7 @@ class Hive:
     """One machine's hive: its lives, what it last said, and when it was last heard (monotonic seconds).
 
     ``picture`` is a hash of the whole picture that was last taken, by which the same one is known when it comes again.
+    ``back_at`` is when it was heard again after it had been stale, None where it never was (monotonic seconds).
     """
 
     hive_id: str
@@ -50,6 +51,7 @@ class Hive:
     picture_revision: int | None = None
     manual: bool = False
     stale: bool = False
+    back_at: float | None = None
     api_url: str | None = None
     version: str = ""
     interval_s: float = DEFAULT_INTERVAL_S

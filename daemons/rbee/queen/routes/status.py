@@ -53,7 +53,10 @@ class QueenHealth(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """One model in OpenAI's list, with what rbee adds: its state, task, and how many workers serve it."""
+    """One model in OpenAI's list, with what rbee adds: its state, task, and how many workers serve it.
+
+    ``note`` says what keeps a declared model's workers from being what is declared, or what is done about it.
+    """
 
     id: str
     created: int
@@ -64,6 +67,7 @@ class Model(msgspec.Struct, frozen=True):
     root: str
     object: str = "model"
     owned_by: str = "rbee"
+    note: str = ""
 
 
 class ModelList(msgspec.Struct, frozen=True):
@@ -191,6 +195,8 @@ class StatusRoutes:
         known = {name: _model(name, list(core.registry.serving(name))) for name in core.registry.model_names()}
         for name in core.declared.names() - known.keys():
             known[name] = Model(name, 0, WorkerState.STOPPED.value, core.declared.task(name), 0, 0, name)
+        for name in core.declared.names():
+            known[name] = msgspec.structs.replace(known[name], note=core.declared.note(name))
         for alias, name in core.aliases.all().items():
             if name in known and alias not in known:
                 known[alias] = msgspec.structs.replace(known[name], id=alias)
@@ -297,4 +303,4 @@ def problems(core: Core) -> list[str]:
         elif hive.version and not versions_fit(__version__, hive.version):
             found.append(f"hive {hive.hive_id}: version {hive.version} does not fit {__version__}")
     found += [f"worker {worker.key}: {worker.suspect}" for worker in core.registry.workers() if worker.suspect]
-    return found
+    return found + core.declared.problems()

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from rbee.queen.admission.fair import FairQueue, Priority
 from rbee.queen.admission.waiting import Waiter
+from rbee.queen.placement.scaling import Why
 from rbee.queen.routing.decision import Reason
 from rbee.wire.http.counts import Counts
 from rbee.wire.http.durations import Durations
@@ -87,6 +88,19 @@ class PlacingMetrics:
         self.worker_placements.labels("placed")
         self.evictions = Counter(
             "queen_rbee_evictions_total", "Idle workers that ended so that another one fits", registry=registry
+        )
+        self.drains = Counter(
+            "queen_rbee_drains_total",
+            "Workers of declared models that ended: replaced by one of a changed declaration, surplus, or idle",
+            ("reason",),
+            registry=registry,
+        )
+        for why in Why:
+            self.drains.labels(why.value)
+        self.replacements_failed = Counter(
+            "queen_rbee_replacements_failed_total",
+            "Workers of a changed declaration that did not come up: those of the former one went on",
+            registry=registry,
         )
         self._placed = {reason: placements.labels(reason.value) for reason in Reason}
 

@@ -1,0 +1,188 @@
+"""Steps of features/healing.feature."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_bdd import given, scenarios, then, when
+
+from rbee.queen.core import SWEEP_S
+from tests.behaviour.support.daemons import TENSOR
+from tests.behaviour.support.http import Answer, until
+from tests.behaviour.support.model_source import ModelSource
+from tests.behaviour.support.person import Person
+from tests.behaviour.support.processes import children_of
+from tests.behaviour.support.two_hives import TwoHives
+
+scenarios("features/healing.feature")
+
+TINY = "hf:org/tiny"
+PAUSE_S = 0.05
+
+
+@dataclass
+class Clients:
+    """Two who ask for the model one request after the other until they are stopped."""
+
+    house: TwoHives
+    answers: list[Answer] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def start(self) -> None:
+        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(2)]
+        for thread in self._threads:
+            thread.start()
+        until(lambda: len(self.answers) > 5)
+
+    def _ask(self) -> None:
+        while not self._over.wait(PAUSE_S):
+            self.answers.append(_ask(self.house))
+
+    def stop(self) -> list[Answer]:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(60.0)
+        return self.answers
+
+
+@dataclass
+class Case:
+    """What a scenario's steps hand on."""
+
+    person: Person
+    first: dict[str, Any]
+    clients: Clients
+
+
+@pytest.fixture
+def house(models: Path) -> Iterator[TwoHives]:
+    made = TwoHives(models)
+    yield made
+    made.close()
+
+
+@given("a source of models, and a queen with two hives that keeps a worker of a model of it", target_fixture="case")
+def kept(house: TwoHives, source: ModelSource, models: Path, tmp_path: Path) -> Iterator[Case]:
+    tiny = models / "tiny-tensor"
+    files = {str(path.relative_to(tiny)): path.read_bytes() for path in tiny.rglob("*") if path.is_file()}
+    source.repository("org/tiny", files)
+    house.hive_config |= {"models": {"hf_endpoint": source.url, "disk_reserve_mb": 0}, "heartbeat_interval_s": 1.0}
+    house.far.hive_config["heartbeat_interval_s"] = 1.0
+    house.queen_config["models"] = {"tiny": {"reference": TINY, "slots": 2, "replicas": {"min": 1, "max": 1}}}
+    house.start()
+    (first,) = until(lambda: _ready(house), 60.0)
+    clients = Clients(house)
+    yield Case(Person(tmp_path, "--socket", house.run_dir / "queen.sock"), first, clients)
+    clients.stop()
+
+
+def _ask(house: TwoHives) -> Answer:
+    return house.client.post("/v2/models/tiny/infer", TENSOR)
+
+
+def _rows(house: TwoHives) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = house.admin.get("/v2/workers/list").json["workers"]
+    return [row for row in rows if row["model"] == "tiny"]
+
+
+def _ready(house: TwoHives) -> list[dict[str, Any]]:
+    return [row for row in _rows(house) if row["state"] in ("idle", "busy")]
+
+
+def _reload(house: TwoHives, **changes: object) -> None:
+    house.queen_config["models"]["tiny"] |= changes
+    house.write_queen_config()
+    assert house.queen is not None
+    house.queen.signal(signal.SIGHUP)
+
+
+# given
+
+
+@given("clients ask without a pause")
+def ask_on(case: Case) -> None:
+    case.clients.start()
+
+
+# when
+
+
+@when("the node of the worker loses power")
+def power_loss(house: TwoHives, case: Case) -> None:
+    hive = house.hives[case.first["hive_id"]].hive
+    assert hive is not None
+    workers = children_of(hive.pid)
+    hive.signal(signal.SIGSTOP)  # what happens to its workers it cannot tell
+    for pid in workers:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    hive.kill()
+
+
+@when("the declaration asks for other slots")
+def other_slots(house: TwoHives) -> None:
+    _reload(house, slots=3)
+
+
+@when("the declaration names a revision that its source does not have")
+def other_revision(house: TwoHives) -> None:
+    _reload(house, reference=f"{TINY}@missing")
+
+
+# then
+
+
+@then("a client that asks at once is answered by a worker of the other node")
+def answered_elsewhere(house: TwoHives, case: Case) -> None:
+    answer = _ask(house)
+    assert answer.status == 200, answer.body
+    node = answer.headers["X-Rbee-Worker"].partition("/")[0]
+    assert {node, case.first["hive_id"]} == set(house.hives)
+
+
+@then("when the node is back nothing more is started")
+def back(house: TwoHives, case: Case) -> None:
+    (ready,) = _ready(house)
+    house.hives[case.first["hive_id"]].start_hive()
+    until(lambda: not [row for row in _rows(house) if row["state"] == "stale"])
+    time.sleep(5 * SWEEP_S)  # what is to be seen is that nothing comes
+    assert [row["invocation_id"] for row in _ready(house)] == [ready["invocation_id"]]
+
+
+@then("a worker of the changed declaration serves, and the former one is gone")
+def replaced(house: TwoHives, case: Case) -> None:
+    def done() -> bool:
+        rows = _ready(house)
+        return len(rows) == 1 and rows[0]["slots_total"] == 3
+
+    until(done, 90.0)
+    until(lambda: case.first["worker_id"] not in {row["worker_id"] for row in _rows(house)}, 60.0)
+
+
+@then("no request failed")
+def none_failed(case: Case) -> None:
+    answers = case.clients.stop()
+    assert [answer.status for answer in answers if answer.status != 200] == []
+
+
+@then("rbee model list and rbee status say why the declaration is not in force")
+def told_why(case: Case) -> None:
+    def note() -> str:
+        return case.person.rbee("model", "list").out
+
+    until(lambda: "those of the former one go on" in " ".join(note().split()), 90.0)
+    assert "model tiny: its changed declaration is not in force" in case.person.rbee("status").out
+
+
+@then("the former worker serves, and no request failed")
+def former_serves(house: TwoHives, case: Case) -> None:
+    assert [row["invocation_id"] for row in _ready(house)] == [case.first["invocation_id"]]
+    none_failed(case)
