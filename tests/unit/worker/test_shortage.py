@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,7 @@ def test_a_gpu_is_fragmented_where_as_much_was_free(
     assert asked == ([] if words == LIMITED else [3])
 
 
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler to build the fake driver with")
 def test_what_is_free_is_the_drivers_figure_of_that_gpu(tmp_path: Path) -> None:
     """The GPUs are the fake driver's: 8 GiB and 16 GiB, the second one all but 4 GiB in use."""
     fake_gpu.build(tmp_path)
