@@ -25,7 +25,7 @@ life = datetime.timedelta(days=1)
 then = datetime.datetime.now(datetime.UTC) - 2 * life
 authority, key = Authority(pathlib.Path("/var/lib/rbee/queen/authority")), new_key()
 authority.open(then)
-certificate = authority.certify(request_for(key, "far"), "far", [sys.argv[1]], life, then)
+certificate = authority.certify(request_for(key, "far"), "far", [sys.argv[1]], life, then).pem
 print(json.dumps({"expired.key": key_pem(key), "expired.pem": certificate}))
 """
 
