@@ -21,6 +21,8 @@ pytestmark = pytest.mark.timeout(500)
 CLIENTS = 4
 BACK_S = 90.0
 """A node's start on a busy machine, its hive's report, and the worker's start after that."""
+SETTLED_S = 150.0
+"""That, and the minute after which a worker ends of which there is one too many."""
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def answers_of(fleet: ThreeNodes, absence: Absence, *nodes: str) -> None:
 @given("the model runs on two nodes, and clients ask for it all along", target_fixture="absence")
 def runs_twice(fleet: ThreeNodes, things: ExitStack) -> Absence:
     fleet.declare(MODEL, replicas={"min": 2, "max": 2})
-    wait_until(lambda: len(serving(fleet)) == 2, "two nodes that serve the model", BACK_S)
+    wait_until(lambda: len(serving(fleet)) == 2, "two nodes that serve the model", SETTLED_S)
     node, other = sorted(serving(fleet))
     asking = things.enter_context(ExitStack())
     outcomes = asking.enter_context(fleet.asked_all_along(CLIENTS))
@@ -184,13 +186,20 @@ def power_is_lost(fleet: ThreeNodes, absence: Absence) -> None:
     fleet.nodes[absence.node].boot()
 
 
-@then(parsers.re(r"the node is online by itself, and its worker serves in (?P<life>the life that it had|a new life)"))
-def node_is_back(fleet: ThreeNodes, absence: Absence, life: str) -> None:
+@then("the node is online by itself, and its worker serves in the life that it had")
+def node_is_back(fleet: ThreeNodes, absence: Absence) -> None:
     wait_until(lambda: fleet.node(absence.node)["status"] == "online", "the node", BACK_S)
     wait_until(lambda: absence.node in serving(fleet), "its worker", BACK_S)
-    same = serving(fleet)[absence.node]["invocation_id"] == absence.row["invocation_id"]
-    assert same == (life == "the life that it had")
+    assert serving(fleet)[absence.node]["invocation_id"] == absence.row["invocation_id"]
     answers_of(fleet, absence, absence.node, absence.other)
+
+
+@then("the node is online by itself, and two nodes serve the model")
+def node_is_back_and_two_serve(fleet: ThreeNodes, absence: Absence) -> None:
+    # the queen may have started the lost worker on the third node meanwhile, and ends one that is too many
+    wait_until(lambda: fleet.node(absence.node)["status"] == "online", "the node", BACK_S)
+    wait_until(lambda: len(serving(fleet)) == 2, "two nodes that serve the model", SETTLED_S)
+    answers_of(fleet, absence, *serving(fleet))
 
 
 @then("every request was answered")

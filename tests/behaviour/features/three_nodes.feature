@@ -35,13 +35,13 @@ Feature: A fleet of three nodes, over its days
   Scenario: A node that is rebooted is done without, and is back by itself
     Given the model runs on two nodes, and clients ask for it all along
     When one of them is rebooted
-    Then the node is online by itself, and its worker serves in a new life
+    Then the node is online by itself, and two nodes serve the model
     And every request was answered
 
   Scenario: A node that loses its power is done without, and is back by itself
     Given the model runs on two nodes, and clients ask for it all along
     When one of them loses its power and is switched on again
-    Then the node is online by itself, and its worker serves in a new life
+    Then the node is online by itself, and two nodes serve the model
     And every request was answered
 
   @MODE-02
