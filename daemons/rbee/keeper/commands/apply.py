@@ -40,7 +40,9 @@ def command(path: Path, dry_run: bool, prune: bool, agreed: bool, at_once: int, 
     _agree(steps, agreed=agreed)
     results = Apply(fleet, lambda result: say(show.result_line(result))).run(steps, at_once)
     if as_json:
-        show_json(show.Report(str(path), _any(results, Outcome.DONE), False, steps, results))
+        show_json(
+            show.Report(str(path), any(result.outcome is Outcome.DONE for result in results), False, steps, results)
+        )
     elif all(result.outcome is Outcome.DONE for result in results):
         click.echo(f"done: the fleet is as {path} says, {len(results)} steps")
     _raise_undone(results)
@@ -75,10 +77,6 @@ def _agree(steps: Sequence[Step], *, agreed: bool) -> None:
         f"nothing was changed, because {len(removals)} would be removed: agree with --yes, or leave out --prune",
         details={"removals": removals},
     )
-
-
-def _any(results: Sequence[Result], outcome: Outcome) -> bool:
-    return any(result.outcome is outcome for result in results)
 
 
 def _raise_undone(results: Sequence[Result]) -> None:

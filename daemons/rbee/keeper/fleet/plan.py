@@ -104,10 +104,9 @@ def leads_elsewhere(wanted: FleetNode, known: NodeDetails) -> bool:
 
 def _of_node(name: str, wanted: FleetNode, actual: Actual) -> Iterator[Step]:
     node = actual.nodes.get(name)
-    settings = [*_settings(None, wanted)]
     if node is None:
         yield Step(Action.ADD, name, name, [Difference("host", "", f"{wanted.user}@{wanted.host}:{wanted.port}")])
-        yield Step(Action.INSTALL, name, name, settings)
+        yield Step(Action.INSTALL, name, name, list(_settings(None, wanted)))
         return
     changed = list(_registered(wanted, node.details))
     if changed:

@@ -18,15 +18,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from rbee.host.files import put_file
 from rbee.host.identity import RENEW_AT, key_pem, load_key, new_key
-from rbee.queen.nodes.revocations import Revocations
+from rbee.queen.nodes.revocations import SKEW, Revocations
 from rbee.wire.errors import InvalidRequest, StorageUnavailable
 from rbee.wire.tls_files import Identity
 
 QUEEN = "rbee queen"
 """The name in the queen's own certificate: no node can have it, for a node's name has no space."""
 _AUTHORITY_DAYS = 3650
-_SKEW = datetime.timedelta(minutes=5)
-"""How far a node's clock may be behind the queen's."""
 _MOST_REQUEST = 8192
 
 
@@ -184,7 +182,7 @@ def _builder(
         .subject_name(_name(name))
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - min(_SKEW, life / 10))
+        .not_valid_before(now - min(SKEW, life / 10))
         .not_valid_after(now + life)
     )
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from rbee.host.files import put_file
 from rbee.wire.errors import ConfigError
 
-_SKEW = datetime.timedelta(minutes=5)
+SKEW = datetime.timedelta(minutes=5)
 """How far a node's clock may be behind the queen's."""
 
 
@@ -72,7 +72,7 @@ class Revocations:
 
     def _issue(self, now: datetime.datetime) -> None:
         # whoever has two lists takes the one that was issued later, by the second
-        issued = (now - _SKEW).replace(microsecond=0)
+        issued = (now - SKEW).replace(microsecond=0)
         if self._latest is not None:
             issued = max(issued, self._latest + datetime.timedelta(seconds=1))
         builder = (

@@ -74,7 +74,8 @@ def notice_death(connection: socket.socket, limit_s: int = PEER_LIMIT_S) -> None
     """Have the kernel end a TCP connection whose peer's machine acknowledges nothing for ``limit_s`` seconds (>= 3).
 
     A machine that lost its power or its cable closes nothing: without this, who waits for its answer waits until a
-    limit of his own. A peer that is there and silent is not touched: its kernel answers (tcp(7)).
+    limit of his own. A peer that is there and silent is not touched, for its kernel answers, unless
+    it reads nothing of what waits to be sent to it for as long (TCP_USER_TIMEOUT of tcp(7)).
     """
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER_S)
