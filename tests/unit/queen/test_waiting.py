@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from tests.unit.queen.conftest import Configured, RunningQueen
 from tests.unit.queen.partners import HIVE_TOKEN, MODEL, HivePartner, WorkerPartner, report, served, until
@@ -128,6 +129,20 @@ async def test_a_draining_worker_is_started_again_for_who_waits(
     await until(lambda: hive.spawned)
     await queen.tell(report(url=worker.url))
     assert (await waiting)[0] == 200
+
+
+async def test_a_crash_that_is_reported_twice_does_not_end_the_wait_for_the_next_life(
+    queen: RunningQueen, worker: WorkerPartner, hive: HivePartner
+) -> None:
+    crashed = report(WorkerState.FAILED, url=None, reason="crashed: SIGKILL", invocation_id="first")
+    await queen.beat(crashed, api_url=hive.url)
+    waiting = asyncio.create_task(ask(queen))
+    await until(lambda: hive.spawned)
+    await queen.tell(msgspec.structs.replace(crashed, restarts=1))
+    await queen.tell(report(WorkerState.LOADING, url=None, invocation_id="second"))
+    await queen.tell(report(url=worker.url, invocation_id="second"))
+    assert (await waiting)[0] == 200
+    assert len(hive.spawned) == 1
 
 
 async def test_the_second_worker_is_tried_when_the_first_fails(

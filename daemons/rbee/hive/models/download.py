@@ -140,7 +140,7 @@ class Download:
         while True:
             changed = self._changed
             now = self.progress()
-            missed = list(self._notes)[-(self._noted - told) : -1] if self._noted > told + 1 else []
+            missed = self._notes_since(told, with_last=now.error is not None)
             told = self._noted
             for note in missed:
                 yield msgspec.structs.replace(now, stage=Stage.DOWNLOADING, note=note, error=None, local_path=None)
@@ -150,6 +150,11 @@ class Download:
             await changed.wait()
             if not self.over:
                 await asyncio.sleep(PACE_S)
+
+    def _notes_since(self, told: int, *, with_last: bool) -> list[str]:
+        """Notes made after the first ``told``; the last one only where the event that follows does not show it."""
+        notes = list(self._notes)[max(0, len(self._notes) - (self._noted - told)) :]
+        return notes if with_last else notes[:-1]
 
     async def result(self) -> ModelRow:
         """Wait for its end; raises the error that ended it."""

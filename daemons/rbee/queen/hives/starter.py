@@ -26,8 +26,13 @@ class _Start:
     reported: asyncio.Event = field(default_factory=asyncio.Event)
 
     def is_news(self, report: WorkerReport) -> bool:
-        """Whether the report speaks of the start: what was known before, or stopped still, does not."""
-        return report is not self.before and report.state is not WorkerState.STOPPED
+        """Whether the report speaks of the start: what was known before, said once more or not, does not.
+
+        A crashed worker stays failed, in reports that may differ, until its restart delay is over.
+        """
+        if report.state is WorkerState.STOPPED:
+            return False
+        return report.state is not self.before.state or report.invocation_id != self.before.invocation_id
 
 
 class Starter:
