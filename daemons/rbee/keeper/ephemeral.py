@@ -70,7 +70,7 @@ def everything(model: str, node: str | None) -> Iterator[None]:
         fresh = _start_queen(ends)
         started = _start_hives(ends, model, node, fresh=fresh)
         before = {_key(worker) for worker in _up()}
-        ends.acts.append(("its workers", lambda: _stop_workers(before, model, None if fresh else started)))
+        ends.acts.append(("its workers", lambda: stop_workers(before, model, None if fresh else started)))
         yield
     finally:
         ends.run()
@@ -189,10 +189,21 @@ def _up() -> list[WorkerReport]:
     return [worker for worker in session.run(ask()) if worker.state not in _DOWN]
 
 
-def _stop_workers(before: set[_Key], model: str, hives: set[str] | None) -> None:
-    """Stop the workers that were not up before: those of the model, and those of ``hives`` (None: of every hive)."""
+def stop_workers(before: set[_Key], model: str, hives: set[str] | None) -> None:
+    """Stop the workers that were not up before: those of the model, and those of ``hives`` (None: of every hive).
+
+    Raises CommandFailed that names those which could not be stopped, after all were tried.
+    """
+    left = []
     for worker in _up():
         if _key(worker) in before or not (hives is None or worker.hive_id in hives or _is_of(worker, model)):
             continue
-        session.run(lifecycle.stop(session.queen(), worker.worker_id, worker.hive_id, wait=True))
-        say(f"stopped worker {worker.hive_id}/{worker.worker_id}")
+        name = f"{worker.hive_id}/{worker.worker_id}"
+        try:
+            session.run(lifecycle.stop(session.queen(), worker.worker_id, worker.hive_id, wait=True))
+            say(f"stopped worker {name}")
+        except RbeeError as error:
+            left.append(name)
+            say(f"worker {name} could not be stopped: {error.message}")
+    if left:
+        raise CommandFailed(f"still up: {', '.join(left)}")

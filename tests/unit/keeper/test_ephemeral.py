@@ -3,11 +3,14 @@
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from tests.unit.keeper.peer import STREAM_HEAD, Asked, Peer, Send, answer, error
 
-from rbee.keeper.ephemeral import Ends
+from rbee.keeper.ephemeral import Ends, stop_workers
 from rbee.keeper.failure import CommandFailed
 from rbee.keeper.nodes.units import Units, here
+from rbee.keeper.settings import Flags
 
 SYSTEMCTL = f"""#!{sys.executable}
 import json, pathlib, sys
@@ -81,3 +84,30 @@ def test_every_end_is_tried_the_latest_first_and_what_is_left_is_named(capsys: p
     said = capsys.readouterr().err
     assert "the hive of one could not be stopped: it hangs" in said
     assert "stopped the queen" in said and "stopped the hive" not in said
+
+
+def test_a_worker_that_does_not_stop_does_not_keep_the_others_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = {"before": "idle", "stuck": "idle", "other": "idle"}
+
+    def queen(asked: Asked, send: Send) -> None:
+        if asked.path == "/v2/events":
+            send(STREAM_HEAD)
+        elif asked.path == "/v2/workers/shutdown":
+            worker = asked.json["worker_id"]
+            if worker == "stuck":
+                send(error("HIVE_ERROR", "its hive does not answer", 502))
+                return
+            states[worker] = "stopped"
+            send(answer({"success": True, "message": "ok"}))
+        else:
+            life = {"hive_id": "h", "boot_id": "b", "revision": 1, "model": "m"}
+            send(answer({"workers": [life | {"worker_id": one, "state": state} for one, state in states.items()]}))
+
+    flags = Flags(queen_socket=tmp_path / "q.sock")
+    context = click.Context(click.Command("rbee"), obj=flags)
+    with Peer(queen, tmp_path / "q.sock"), context, pytest.raises(CommandFailed, match=r"still up: h/stuck$"):
+        stop_workers({("h", "before")}, "m", set())
+    assert states == {"before": "idle", "stuck": "idle", "other": "stopped"}
+    assert "worker h/stuck could not be stopped: its hive does not answer" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -91,14 +91,26 @@ async def _await(look: Callable[[Daemon], Awaitable[T | None]], limit_s: float, 
     async with session.queen() as queen:
         try:
             async with asyncio.timeout(limit_s), queen.stream("GET", EVENTS, head_limit_s=_HEAD_LIMIT_S) as response:
-                events = heard(response)
-                while (found := await look(queen)) is None:
-                    with contextlib.suppress(TimeoutError, StopAsyncIteration):
-                        async with asyncio.timeout(_LOOK_AGAIN_S):
-                            await anext(events)
-                return found
+                news = asyncio.Event()
+                ringing = asyncio.create_task(_ring(heard(response), news), name="the queen's events")
+                try:
+                    while (found := await look(queen)) is None:
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(_LOOK_AGAIN_S):
+                                await news.wait()
+                        news.clear()
+                    return found
+                finally:
+                    ringing.cancel()
+                    await asyncio.gather(ringing, return_exceptions=True)  # why the events ended is not what is asked
         except TimeoutError:
             raise StepFailed(in_vain) from None
+
+
+async def _ring(events: AsyncIterator[None], news: asyncio.Event) -> None:
+    """Set ``news`` at each event; where they end, what remains is the slow look."""
+    async for _ in events:
+        news.set()
 
 
 def _after(node: Node, since: Since) -> bool:
