@@ -4,10 +4,12 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from rbee.wire.errors import InvalidRequest, UnsupportedParameter
@@ -17,6 +19,9 @@ from rbee.worker.engine.tensor import NamedTensor, TensorRequest
 from rbee.worker.engine.tensor_data import from_binary, from_json, to_binary, to_json
 
 BINARY_HEADER = "Inference-Header-Content-Length"
+FLOATING = frozenset({"FP16", "BF16", "FP32", "FP64"})
+_FLAT_NUMBERS = msgspec.json.Decoder(list[float])
+_ANY = msgspec.json.Decoder()
 Name = Annotated[str, Meta(max_length=256)]
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -40,12 +45,15 @@ class OfRequest(msgspec.Struct, frozen=True):
 
 
 class InputTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One input: ``data`` flat or nested in row-major order, unless its bytes lie behind the JSON."""
+    """One input: ``data`` flat or nested in row-major order, unless its bytes lie behind the JSON.
+
+    What is in ``data`` is decoded by its datatype, which may come after it.
+    """
 
     name: Name
     shape: Annotated[list[int], Meta(max_length=16)]
     datatype: Annotated[str, Meta(max_length=16)]
-    data: Any | msgspec.UnsetType = msgspec.UNSET
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     parameters: dict[str, Any] = {}
 
 
@@ -123,12 +131,26 @@ def _tensor(tensor: InputTensor, raw: memoryview | None, size: int) -> NamedTens
     if raw is None:
         if tensor.data is msgspec.UNSET:
             raise invalid(name, "it has neither data nor binary_data_size")
-        return NamedTensor(name, datatype, from_json(name, datatype, tensor.shape, tensor.data))
+        return NamedTensor(
+            name, datatype, from_json(name, datatype, tensor.shape, _values(name, datatype, tensor.data))
+        )
     if tensor.data is not msgspec.UNSET:
         raise invalid(name, "it has both data and binary_data_size")
     if len(raw) != size:
         raise invalid(name, f"the body ends after {len(raw)} of its {size} bytes of binary data")
     return NamedTensor(name, datatype, from_binary(name, datatype, tensor.shape, raw))
+
+
+def _values(name: str, datatype: str, raw: msgspec.Raw) -> object:
+    """JSON values as they are; flat numbers of a floating-point type as an array, which takes half the time."""
+    if datatype in FLOATING:
+        with contextlib.suppress(msgspec.DecodeError):  # nested, or wrong: told of below
+            numbers = _FLAT_NUMBERS.decode(raw)
+            return np.fromiter(numbers, np.float64, len(numbers))
+    try:
+        return _ANY.decode(raw)
+    except (msgspec.DecodeError, RecursionError):  # it is well-formed, as it was skipped over before
+        raise invalid(name, "the data is nested too deep, or has a number out of every range") from None
 
 
 def _parameters(given: Mapping[str, Any], kind: type[T]) -> T:

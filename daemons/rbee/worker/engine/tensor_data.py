@@ -28,13 +28,18 @@ LENGTH = struct.Struct("<I")
 
 
 def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> Array:
-    """The array of a JSON tensor, flat or nested row-major; raises InvalidRequest naming the input and the fault."""
+    """The array of a JSON tensor, flat or nested row-major; raises InvalidRequest naming the input and the fault.
+
+    ``data`` is what JSON had, or an array of the numbers of a floating-point type.
+    """
     element = datatypes.element_of(name, datatype)
     count = _count(name, shape)
     dtype = np.dtype(np.float32) if element == BF16 else datatypes.storage_type(element)
     kinds = JSON_TYPES[dtype.kind]
     seen: Any = data
-    if not (isinstance(data, list) and dtype.kind != "O" and kinds.issuperset(map(type, data))):
+    if not isinstance(data, np.ndarray) and not (
+        isinstance(data, list) and dtype.kind != "O" and kinds.issuperset(map(type, data))
+    ):
         # as objects: NumPy's own guess for texts is an array in which each one takes the longest one's room
         seen = np.array(data, dtype=object)
         types = frozenset(map(type, seen.flat))
