@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -130,6 +131,7 @@ async def _until_stopped(daemon: Daemon, started: asyncio.Event, stop: asyncio.E
 
     async def live() -> None:
         await daemon.start()
+        gc.freeze()  # what lives as long as the process is not searched for garbage again and again
         started.set()
         await daemon.wait()
 

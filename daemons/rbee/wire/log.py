@@ -49,3 +49,19 @@ class Pace:
         """How many were held back since the last call."""
         left_out, self._left_out = self._left_out, 0
         return left_out
+
+
+def log_paced(
+    logger: logging.Logger, level: int, message: str, pace: Pace, now: float, *, counted: str, **fields: object
+) -> None:
+    """Write one of the records that callers bring about, unless ``pace`` holds it back at ``now`` (seconds).
+
+    The journal takes 10,000 in 30 s from a unit and drops what is more, errors too. Those held back are counted, with
+    the words ``counted``, before the next one that is not.
+    """
+    if not logger.isEnabledFor(level) or not pace.allows(now):
+        return
+    unnamed = pace.take_left_out()
+    if unnamed:
+        log(logger, level, counted, requests=unnamed)
+    log(logger, level, message, **fields)

@@ -1,6 +1,7 @@
 """The requests that run or wait for a slot: ids, deadlines, and the one way to cancel each of them."""
 
 import asyncio
+import functools
 import logging
 import time
 from collections import deque
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from rbee.wire import context
 from rbee.wire.deadline import Deadline
 from rbee.wire.errors import AllSlotsBusy, Conflict, Draining, InferenceCancelled, InferenceError, RbeeError
-from rbee.wire.log import Pace, log
+from rbee.wire.log import Pace, log, log_paced
 
 LOGGER = logging.getLogger(__name__)
 BUSY_RETRY_S = 1.0
@@ -233,14 +234,13 @@ class RunningRequests:
         self._record(running, outcome)
 
     def _record(self, running: RunningRequest, outcome: str) -> None:
-        """Past 100 a second, requests that ended well are counted, not named: the journal drops what is too much."""
+        """Past 100 a second, requests that ended well are counted, not named."""
+        now = self._clock()
+        write: Callable[..., None] = log
         if outcome == "ok":
-            if not self._pace.allows(self._clock()):
-                return
-            unnamed = self._pace.take_left_out()
-            if unnamed:
-                log(LOGGER, logging.INFO, "requests ended well, and not recorded one by one", requests=unnamed)
-        log(
+            counted = "requests ended well, and not recorded one by one"
+            write = functools.partial(log_paced, pace=self._pace, now=now, counted=counted)
+        write(
             LOGGER,
             logging.INFO,
             "request ended",
@@ -248,7 +248,7 @@ class RunningRequests:
             route=running.route,
             outcome=outcome,
             tokens=running.tokens,
-            duration_ms=round((self._clock() - running.started) * 1000, 1),
+            duration_ms=round((now - running.started) * 1000, 1),
             caller=context.caller.get(),
             client=running.client,
         )

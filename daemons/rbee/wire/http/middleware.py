@@ -28,7 +28,7 @@ from rbee.wire.errors import (
 from rbee.wire.http.callers import CallerWatch
 from rbee.wire.http.invalid import InvalidPace
 from rbee.wire.http.metrics import HttpMetrics, exemplar
-from rbee.wire.log import Pace, log
+from rbee.wire.log import Pace, log, log_paced
 from rbee.wire.peer import PeerAdmins
 
 LOGGER = logging.getLogger(__name__)
@@ -285,8 +285,9 @@ def _identify(request: web.Request, verifier: TokenVerifier, admins: PeerAdmins,
         identity = verifier.verify(request.headers.get("Authorization"))
     except RbeeError as error:
         who = error.details.pop("identity", None)
-        _record(
-            _refused, logging.WARNING, "authentication failed", route=_route(request),
+        log_paced(
+            LOGGER, logging.WARNING, "authentication failed", _refused, time.monotonic(),
+            counted="authentication failed, and not recorded one by one", route=_route(request),
             reason=error.details.get("reason"), identity=who, code=error.code,
         )  # fmt: skip
         watch.refused(str(error.details.get("reason")), who, _route(request), request.remote)
@@ -299,27 +300,16 @@ def _identify(request: web.Request, verifier: TokenVerifier, admins: PeerAdmins,
 
 
 _let_in, _refused = Pace(MOST_RECORDS), Pace(MOST_RECORDS)
+"""Of one pace, so that a caller who is refused is answered as fast as one who is let in."""
 
 
 def record_authenticated(identity: Identity, *, correlation_id: str | None = None) -> None:
     """Record that a caller was let in, at level info; past 200 a second such callers are counted, not named."""
-    _record(
-        _let_in, logging.INFO, "authenticated", identity=identity.name, role=identity.role.value,
+    log_paced(
+        LOGGER, logging.INFO, "authenticated", _let_in, time.monotonic(),
+        counted="authenticated, and not recorded one by one", identity=identity.name, role=identity.role.value,
         correlation_id=correlation_id,
     )  # fmt: skip
-
-
-def _record(pace: Pace, level: int, message: str, **fields: object) -> None:
-    """Write a record that callers bring about: the journal takes 10,000 in 30 s from a unit and drops what is more.
-
-    Both kinds have the same pace, so that a caller who is refused is answered as fast as one who is let in.
-    """
-    if not LOGGER.isEnabledFor(level) or not pace.allows(time.monotonic()):
-        return
-    unnamed = pace.take_left_out()
-    if unnamed:
-        log(LOGGER, level, f"{message}, and not recorded one by one", requests=unnamed)
-    log(LOGGER, level, message, **fields)
 
 
 def _refuse_foreign_page(origin: str | None) -> None:
