@@ -5,51 +5,89 @@ import os
 import tarfile
 import threading
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from rbee.hive.models.listing import MOST_FILES, safe_path
-from rbee.hive.models.manifest import check_goes_on
 from rbee.hive.models.sink import disk_full, refused
+from rbee.hive.models.tar_stream import TarStream
 from rbee.wire.errors import DownloadFailed
 
+MOST_ENTRIES = 2 * MOST_FILES
+"""Folders are entries too."""
 _CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A regular file: its path, and where in the archive its bytes lie."""
+
+    path: str
+    at: int
+    size: int
+
+
+class _PassingTar(tarfile.TarFile):
+    """Gives entry after entry and keeps none, whose headers may be large."""
+
+    def next(self) -> tarfile.TarInfo | None:
+        entry = super().next()
+        self.members: list[tarfile.TarInfo] = []
+        return entry
 
 
 def unpack(archive: Path, folder: Path, reserve: int, stopping: threading.Event) -> None:
     """Unpack ``archive`` into ``folder``, a single folder at its top left out; ``reserve`` bytes of the disk stay free.
 
-    Raises DownloadFailed for an archive with links, devices or paths that lead outside, InsufficientDisk,
-    StorageUnavailable, also once ``stopping`` is set.
+    Raises DownloadFailed for an archive with links, devices, sparse files, paths that lead outside or headers beyond
+    all measure, InsufficientDisk, StorageUnavailable, also soon after ``stopping`` was set.
     """
     try:
-        with tarfile.open(archive) as tar:
-            members = _checked(tar)
-            top = _common_top([member.name for member in members])
+        folder.mkdir(parents=True, exist_ok=True)
+        with TarStream(archive, stopping) as stream:
+            members = _listed(stream, _room(folder, reserve))
+            top = _common_top([member.path for member in members])
             for member in members:
-                _extract(tar, member, folder / member.name.removeprefix(top), reserve, stopping)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DownloadFailed(
-            "the archive does not unpack: it is no tar archive; make it with tar(1)", details={"reason": "bad_archive"}
-        ) from error
+                _extract(stream, member, folder / member.path.removeprefix(top), reserve)
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, RecursionError) as error:
+        raise _bad("does not unpack: it is no whole tar archive; make it with tar(1)") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _bad("holds two files of one name: pack each file once") from error
     except OSError as error:
         raise refused(error) from error
 
 
-def _checked(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
-    files = []
-    for member in tar:
-        if member.isdir():
-            continue
-        if not member.isreg():
-            raise DownloadFailed(
-                "the archive holds a link or a device: nothing of it is kept; pack regular files only",
-                details={"reason": "unsafe_path"},
-            )
-        member.name = safe_path(member.name.removeprefix("./"))
-        files.append(member)
-        if len(files) > MOST_FILES:
-            raise DownloadFailed(f"the archive holds over {MOST_FILES} files", details={"reason": "bad_archive"})
-    return files
+def _bad(why: str, reason: str = "bad_archive") -> DownloadFailed:
+    return DownloadFailed(f"the archive {why}", details={"reason": reason})
+
+
+def _listed(stream: TarStream, room: int) -> list[_Member]:
+    """Every file of the archive, checked before anything of it is unpacked; ``room`` in bytes."""
+    files: list[_Member] = []
+    total = 0
+    stream.begin_header()
+    with _PassingTar(fileobj=stream) as tar:
+        for _ in range(MOST_ENTRIES):
+            entry = tar.next()
+            if entry is None:
+                return files
+            if not entry.isdir():
+                files.append(_checked(entry))
+                total += entry.size
+            if total > room:
+                raise disk_full(f"the files of the archive take {total} bytes or more, which the disk has no room for")
+            if len(files) > MOST_FILES:
+                break
+            stream.begin_header()
+    raise _bad(f"holds over {MOST_FILES} files: pack what the model needs")
+
+
+def _checked(entry: tarfile.TarInfo) -> _Member:
+    if not entry.isreg() or entry.issparse() or entry.size < 0:
+        raise _bad(
+            "holds a link, a device or a sparse file: nothing of it is kept; pack regular files only", "unsafe_path"
+        )
+    return _Member(safe_path(entry.name.removeprefix("./")), entry.offset_data, entry.size)
 
 
 def _common_top(names: list[str]) -> str:
@@ -58,17 +96,21 @@ def _common_top(names: list[str]) -> str:
     return f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""
 
 
-def _extract(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, reserve: int, stopping: threading.Event
-) -> None:
-    source = tar.extractfile(member)
-    if source is None:
-        return
+def _room(folder: Path, reserve: int) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize - reserve
+
+
+def _extract(stream: TarStream, member: _Member, target: Path, reserve: int) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source, target.open("xb") as file:
-        while chunk := source.read(_CHUNK):
+    stream.begin_content(member.at, member.size)
+    left = member.size
+    with target.open("xb") as file:
+        while left:
+            chunk = stream.read(min(left, _CHUNK))
+            if not chunk:
+                raise EOFError
             file.write(chunk)
-            check_goes_on(stopping)
-            disk = os.fstatvfs(file.fileno())
-            if disk.f_bavail * disk.f_frsize < reserve:
+            left -= len(chunk)
+            if _room(target.parent, reserve) < 0:
                 raise disk_full("the disk became full while the archive was unpacked")

@@ -19,11 +19,12 @@ from rbee.hive.models.manifest import Manifest, entries_of, model_files, size_of
 from rbee.hive.models.metrics import ModelMetrics
 from rbee.hive.models.sink import refused
 from rbee.hive.models.sources import Sources
+from rbee.hive.models.threads import to_its_end
 from rbee.hive.models.throttle import MEGA, Throttle
 from rbee.hive.models.transfer import Transfer
 from rbee.hive.models.tries import Failure, Tries
 from rbee.wire.auth import Secret
-from rbee.wire.errors import Conflict, InsufficientDisk
+from rbee.wire.errors import Conflict, InsufficientDisk, RbeeError
 from rbee.wire.model_messages import CopySource, FileEntry, ModelRow, Stage
 
 PARTIAL = ".partial"
@@ -35,7 +36,7 @@ _FILES, _ARCHIVE = "files", "archive"
 class Fetcher:
     """Fetches models into ``models``; ``make_room`` frees bytes or raises InsufficientDisk.
 
-    ``stopping`` ends what runs in a thread.
+    One that is cancelled has ended in its threads as well: nothing is written any more when the cancellation is heard.
     """
 
     def __init__(
@@ -45,14 +46,12 @@ class Fetcher:
         throttle: Throttle,
         metrics: ModelMetrics,
         make_room: Callable[[int], Awaitable[None]],
-        stopping: threading.Event,
     ) -> None:
         self._models = models
         self._session = session
         self._throttle = throttle
         self._metrics = metrics
         self._make_room = make_room
-        self._stopping = stopping
 
     async def fetch(
         self,
@@ -87,12 +86,13 @@ class Fetcher:
             files = await self._files(download, listing, place, tries, settings.stall_limit_s, reserve)
             if listing.archive:
                 download.enter(Stage.UNPACKING)
-                files = await asyncio.to_thread(_unpack, place, reserve, self._stopping)
+                stopping = threading.Event()
+                files = await to_its_end(lambda: _unpack(place, reserve, stopping), stopping.set)
         except InsufficientDisk:
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
             raise
         manifest = Manifest(download.reference.text, time.time(), files)
-        row = await asyncio.to_thread(_put_in_place, place, self._models / download.model_id, manifest)
+        row = await to_its_end(lambda: _put_in_place(place, self._models / download.model_id, manifest))
         return row, files
 
     async def _files(
@@ -126,9 +126,17 @@ def _unpack(place: Path, reserve: int, stopping: threading.Event) -> list[FileEn
     folder = place / _FILES
     shutil.rmtree(folder, ignore_errors=True)
     (archive,) = model_files(place / _ARCHIVE)
-    unpack(archive, folder, reserve, stopping)
-    archive.unlink()
-    return entries_of(folder, stopping)
+    try:
+        unpack(archive, folder, reserve, stopping)
+        files = entries_of(folder, stopping)
+        archive.unlink()
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise refused(error) from error
+    except RbeeError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return files
 
 
 def _put_in_place(place: Path, target: Path, manifest: Manifest) -> ModelRow:

@@ -3,10 +3,12 @@
 import errno
 import hashlib
 import os
+import threading
 from io import FileIO
 from pathlib import Path
 
 from rbee.hive.models.listing import Digest
+from rbee.hive.models.manifest import check_goes_on
 from rbee.wire.errors import InsufficientDisk, StorageUnavailable
 
 _READ_CHUNK = 4 << 20
@@ -30,14 +32,18 @@ class Sink:
         self._git = hashlib.sha1(usedforsecurity=False)
         self.size = 0
 
-    def open(self) -> None:
-        """Open the file, and hash what an earlier try left of it; one that is too long already is begun anew."""
+    def open(self, stopping: threading.Event) -> None:
+        """Open the file, and hash what an earlier try left of it; one that is too long already is begun anew.
+
+        Once ``stopping`` is set it ends with StorageUnavailable.
+        """
         self._begin()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = FileIO(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
             while chunk := self._file.read(_READ_CHUNK):
                 self._count(chunk)
+                check_goes_on(stopping)
             if self._expected is not None and self.size > self._expected:
                 self.restart()
         except OSError as error:

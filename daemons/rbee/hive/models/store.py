@@ -185,7 +185,7 @@ class ModelStore:
         settings = self._config.models
         if self._session is None:
             self._session = client_session(proxies=True)
-        fetcher = Fetcher(self.folder, self._session, self._throttle, self.metrics, self._make_room, self.stopping)
+        fetcher = Fetcher(self.folder, self._session, self._throttle, self.metrics, self._make_room)
         row, files = await fetcher.fetch(download, source, settings, self._endpoint(), self._hub_token())
         await self.catalogue.put(row, files)
         await self._count()

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -11,6 +12,7 @@ import yarl
 
 from rbee.hive.models.listing import RemoteFile
 from rbee.hive.models.sink import Sink
+from rbee.hive.models.threads import to_its_end
 from rbee.hive.models.throttle import Throttle
 from rbee.hive.models.tries import Tries
 from rbee.wire.auth import Secret
@@ -56,15 +58,16 @@ class Transfer:
         """
 
         async def attempt() -> tuple[int, str]:
+            stopping = threading.Event()
             sink = Sink(target, file.size, file.digest, self._reserve)
             try:
-                await asyncio.to_thread(sink.open)
+                await to_its_end(lambda: sink.open(stopping), stopping.set)
                 on_size(sink.size)
                 if file.size is None or sink.size < file.size:
                     await self._receive(file, sink, on_size)
                 return await _checked(sink, file)
             finally:
-                await _to_its_end(sink.close)
+                await to_its_end(sink.close)
 
         return await self._tries.run(attempt, file.path)
 
@@ -132,21 +135,7 @@ async def _written(sink: Sink, buffer: bytearray) -> None:
     """Take what is in ``buffer`` to the file; taken out first, so that no way out of here writes it twice."""
     data = bytes(buffer)
     buffer.clear()
-    await _to_its_end(lambda: sink.write(data))
-
-
-async def _to_its_end(work: Callable[[], None]) -> None:
-    """Do ``work`` in a thread; a cancellation is heard when it has ended, as the file is not to be touched before."""
-    task = asyncio.create_task(asyncio.to_thread(work))
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled from task.exception()
-    task.result()
+    await to_its_end(lambda: sink.write(data))
 
 
 async def _checked(sink: Sink, file: RemoteFile) -> tuple[int, str]:
