@@ -1,6 +1,5 @@
 """The hive's HTTP API: the same JSON over its Unix socket and over TCP."""
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,15 +11,18 @@ from rbee import __version__
 from rbee.hive.capabilities import Probe, capabilities_of
 from rbee.hive.config import HiveConfig
 from rbee.hive.control import Control
+from rbee.hive.gpus import Gpus
 from rbee.hive.logs import LogLine, LogSource
+from rbee.hive.machine_watch import MachineWatch
 from rbee.hive.workers import WorkerTable
-from rbee.host.machine import gpu_list, machine_facts
 from rbee.wire import names
 from rbee.wire.errors import InvalidRequest, TooManyRequests
 from rbee.wire.http.middleware import IDENTITY, STREAM, open_route
 from rbee.wire.http.server import SseStream, json_response, read_json, while_it_reads
 from rbee.wire.messages import API_VERSION, ExternalReady, GpuFacts, SpawnRequest, WorkerList, WorkerReport
 
+SETTLE_LIMIT_S = 2.0
+"""The queen waits for the answer for 3 s when she places a worker."""
 _DEFAULT_LINES = 100
 _NDJSON = "application/x-ndjson"
 _COMMENT_S = 15.0
@@ -88,6 +90,8 @@ class HiveApi:
         logs: LogSource,
         probe: Probe,
         health: Callable[[], HiveHealth],
+        machine: MachineWatch,
+        gpus: Gpus,
     ) -> None:
         self._config = config
         self._table = table
@@ -95,6 +99,8 @@ class HiveApi:
         self._logs = logs
         self._probe = probe
         self._health = health
+        self._machine = machine
+        self._gpus = gpus
         self._log_streams = 0
 
     def use(self, config: HiveConfig) -> None:
@@ -128,14 +134,15 @@ class HiveApi:
         return json_response(self._health())
 
     async def resources(self, request: web.Request) -> web.StreamResponse:
-        """Memory, disk, cores and GPUs."""
-        facts = await asyncio.to_thread(machine_facts, self._config.paths.state_dir)
+        """Memory, disk, cores and GPUs, once the memory of workers that ended on a GPU is free, or soon after."""
+        await self._gpus.held_by_ended(SETTLE_LIMIT_S)
+        facts = await self._machine.facts()
         return json_response(msgspec.convert(msgspec.to_builtins(facts), Resources))
 
     async def capabilities(self, request: web.Request) -> web.StreamResponse:
         """Backends whose provider really starts; ``?refresh=1`` probes again."""
         result, at = await self._probe.result(time.time(), again=_flag(request, "refresh"))
-        gpus, driver = await asyncio.to_thread(gpu_list)
+        gpus, driver = await self._gpus.listed()
         return json_response(capabilities_of(result, at, gpus, driver))
 
     async def spawn(self, request: web.Request) -> web.StreamResponse:

@@ -9,6 +9,7 @@ import msgspec
 
 from rbee.hive.config import HiveConfig
 from rbee.hive.definitions import Definition, Definitions, model_folder
+from rbee.hive.gpus import Gpus
 from rbee.hive.health import HealthChecks
 from rbee.hive.provision import Provision
 from rbee.hive.report import Worker
@@ -16,7 +17,6 @@ from rbee.hive.workers import WorkerTable
 from rbee.host.addresses import answers_here
 from rbee.host.audit.entries import SYSTEM, EventType
 from rbee.host.audit.log import AuditLog
-from rbee.host.machine import DRIVER_ADVICE, gpu_list
 from rbee.host.units.facts import UnitFacts, UnitSupervisor
 from rbee.wire.errors import (
     BackendUnavailable,
@@ -51,6 +51,7 @@ class Control:
         health: HealthChecks,
         provision: Provision,
         audit: AuditLog,
+        gpus: Gpus,
     ) -> None:
         self._config = config
         self._table = table
@@ -59,6 +60,7 @@ class Control:
         self._health = health
         self._provision = provision
         self._audit = audit
+        self._gpus = gpus
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
 
@@ -70,8 +72,8 @@ class Control:
         """Start a worker; returns its row and whether it was started by this call.
 
         One that runs already with the same definition is left alone. Raises InvalidModelReference,
-        BackendUnavailable, InvalidDevice, Conflict, WorkerNotFound, TooManyRequests, SystemdUnavailable. One whose
-        model is not here yet waits for it as loading, and starts then.
+        BackendUnavailable, InvalidDevice, Conflict, WorkerNotFound, TooManyRequests, VramExhausted, SystemdUnavailable.
+        One whose model is not here yet waits for it as loading, and starts then.
         """
         if request.hive_id is not None and request.hive_id != self._table.hive_id:
             raise InvalidRequest("this spawn is for another hive", details={"field": "hive_id"})
@@ -106,8 +108,16 @@ class Control:
     async def _start(self, worker_id: str) -> None:
         self._table.set_stop_reason(worker_id, "")
         self._table.set_fetch_failure(worker_id, "")
+        await self._prove_free(worker_id)
         await self._forget_starts(worker_id)
         await self._units.start_unit(worker_id)
+
+    async def _prove_free(self, worker_id: str) -> None:
+        """Wait for memory of a GPU that workers which ended have not given back yet; raises VramExhausted."""
+        worker = self._table.find(worker_id)
+        spec = None if worker is None or worker.definition is None else worker.definition.spec
+        if spec is not None and spec.backend is Backend.CUDA:
+            await self._gpus.prove_free(spec.device)
 
     async def _forget_starts(self, worker_id: str) -> None:
         """Clear the count of starts: the unit's limit is for those that systemd makes by itself after failures.
@@ -143,6 +153,7 @@ class Control:
                 raise Conflict(f"the definition of {request.worker_id} is wrong: {existing.problem}")
             self._table.set_definition(request.worker_id, existing)
             return existing
+        await self._gpus.check(_backend(request.backend), request.device or 0)
         spec = await asyncio.to_thread(self._spec_of, request, request.model_ref)
         if existing is not None and existing.spec == spec:
             self._table.set_definition(request.worker_id, existing)
@@ -167,10 +178,7 @@ class Control:
             raise Conflict(f"{worker_id} runs with another definition: stop it first, or choose another id")
 
     def _spec_of(self, request: SpawnRequest, reference: str) -> WorkerSpec:
-        """The definition that a request asks for, checked against this machine; blocks."""
-        backend = _backend(request.backend)
-        device = request.device or 0
-        _check_device(backend, device)
+        """The definition that a request asks for; blocks."""
         model = reference if parse(reference).fetched else str(model_folder(reference, self._config.roots))
         try:
             return msgspec.convert(
@@ -178,8 +186,8 @@ class Control:
                     "model": model,
                     "name": request.name,
                     "task": request.task.value,
-                    "backend": backend.value,
-                    "device": device,
+                    "backend": request.backend,
+                    "device": request.device or 0,
                     "slots": request.slots,
                     "idle_limit_s": request.idle_limit_s,
                 },
@@ -334,23 +342,3 @@ def _backend(name: str) -> Backend:
             f"there is no such backend here: use one of {', '.join(available)}",
             details={"field": "backend", "available": available},
         ) from None
-
-
-def _check_device(backend: Backend, device: int) -> None:
-    """Raise InvalidDevice or BackendUnavailable where this machine does not have the device; blocks (NVML)."""
-    if backend is Backend.CPU:
-        valid = [0]
-    else:
-        gpus, _ = gpu_list()
-        if not gpus:
-            raise BackendUnavailable(
-                f"cuda is asked for and this machine has no NVIDIA driver or GPU: install {DRIVER_ADVICE}, "
-                "or use the backend cpu",
-                details={"field": "backend", "available": [Backend.CPU.value]},
-            )
-        valid = [gpu.index for gpu in gpus]
-    if device not in valid:
-        raise InvalidDevice(
-            f"this machine has no such device for {backend.value}: use one of {valid}",
-            details={"field": "device", "valid": valid},
-        )

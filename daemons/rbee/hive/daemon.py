@@ -20,6 +20,7 @@ from rbee.hive.config import CALLBACK_FIELD, HiveConfig, SupervisorKind, callbac
 from rbee.hive.control import Control
 from rbee.hive.definitions import Definitions
 from rbee.hive.farewell import see_off
+from rbee.hive.gpus import Gpus
 from rbee.hive.health import HealthChecks
 from rbee.hive.last_words import LastWords
 from rbee.hive.logs import JournalLogs, KeptLogs, LogSource
@@ -112,10 +113,14 @@ class HiveDaemon:
         )
         self._store = ModelStore(config, ModelMetrics(registry), self._users_of_models)
         self._provision = Provision(self._store, self._table)
+        gpus = Gpus(self._table)
         self._control = Control(
-            config, self._table, self._units, self._definitions, self._health, self._provision, self._audit
+            config, self._table, self._units, self._definitions, self._health, self._provision, self._audit, gpus
         )
-        self._api = HiveApi(config, self._table, self._control, self._logs, Probe(config.paths.config_dir), self.health)
+        probe = Probe(config.paths.config_dir)
+        self._api = HiveApi(
+            config, self._table, self._control, self._logs, probe, self.health, self._machine_watch, gpus
+        )
         app = build_app(
             verifier=self._verifier,
             admins=PeerAdmins(frozenset(config.admin_users)),

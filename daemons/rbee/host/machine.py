@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 from rbee.wire.messages import GpuFacts, MachineFacts
@@ -13,6 +14,15 @@ OLDEST_DRIVER = 580
 DRIVER_PACKAGE = "nvidia-open"
 DRIVER_ADVICE = f"{DRIVER_PACKAGE} from NVIDIA's apt source (driver {OLDEST_DRIVER} or later)"
 DRIVER_PATHS = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process with memory, in bytes, on the GPU numbered ``device``; 0 where the driver does not tell how much."""
+
+    device: int
+    pid: int
+    size: int
 
 
 def machine_facts(folder: Path) -> MachineFacts:
@@ -66,3 +76,12 @@ def gpu_list() -> tuple[list[GpuFacts], str]:
     from rbee.host import nvml
 
     return nvml.gpu_list()
+
+
+def gpu_processes() -> list[GpuProcess]:
+    """The processes that the driver counts memory of its GPUs for; none on a machine without a driver. Blocks."""
+    if not has_gpu_driver():
+        return []
+    from rbee.host import nvml
+
+    return nvml.gpu_processes()

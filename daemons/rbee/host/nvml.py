@@ -2,35 +2,64 @@
 
 import pynvml
 
+from rbee.host.machine import GpuProcess
 from rbee.wire.messages import GpuFacts
 
 
 def gpu_list() -> tuple[list[GpuFacts], str]:
-    """The GPUs that the driver shows and the driver's version; nothing on a machine without a driver."""
+    """The GPUs that the driver shows and its version; nothing without a driver, and no GPU that it has lost."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return [], ""
     try:
-        count = pynvml.nvmlDeviceGetCount()
-        return [_gpu(index) for index in range(count)], _text(pynvml.nvmlSystemGetDriverVersion())
+        found = [_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [gpu for gpu in found if gpu is not None], _text(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return [], ""
     finally:
         pynvml.nvmlShutdown()
 
 
-def _gpu(index: int) -> GpuFacts:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+def _gpu(index: int) -> GpuFacts | None:
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        name, uuid = _text(pynvml.nvmlDeviceGetName(handle)), _text(pynvml.nvmlDeviceGetUUID(handle))
+    except pynvml.NVMLError:
+        return None  # it has fallen off the bus: the other ones serve on
     return GpuFacts(
         index=index,
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
-        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
+        name=name,
+        uuid=uuid,
         memory_total_bytes=int(memory.total),
         memory_used_bytes=int(memory.used),
         temperature_c=_temperature(handle),
         compute_capability=f"{major}.{minor}",
     )
+
+
+def gpu_processes() -> list[GpuProcess]:
+    """Every process that the driver counts memory of a GPU for; those of a GPU that does not tell are left out."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        return [each for index in range(pynvml.nvmlDeviceGetCount()) for each in _processes(index)]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _processes(index: int) -> list[GpuProcess]:
+    try:
+        found = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
+    except pynvml.NVMLError:
+        return []
+    return [GpuProcess(index, int(each.pid), int(each.usedGpuMemory or 0)) for each in found]
 
 
 def _temperature(handle: object) -> int | None:

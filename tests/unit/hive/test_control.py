@@ -14,6 +14,7 @@ from tests.unit.hive.audit import audit_in
 from rbee.hive.config import HiveConfig
 from rbee.hive.control import Control
 from rbee.hive.definitions import Definitions
+from rbee.hive.gpus import Gpus
 from rbee.hive.health import HealthChecks
 from rbee.hive.metrics import HiveMetrics
 from rbee.hive.models.metrics import ModelMetrics
@@ -33,10 +34,10 @@ BURST = 2
 
 
 class Bench:
-    def __init__(self, folder: Path, units: UnitSupervisor) -> None:
+    def __init__(self, folder: Path, units: UnitSupervisor, definition: str = "", free_limit_s: float = 5.0) -> None:
         config = HiveConfig(config_dir=f"{folder}/etc", state_dir=f"{folder}/state", run_dir=f"{folder}/run")
         (folder / "etc/workers").mkdir(parents=True)
-        (folder / "etc/workers/w.yaml").write_text("model: /m/tiny\n")
+        (folder / "etc/workers/w.yaml").write_text(f"model: /m/tiny\n{definition}")
         self.units = units
         metrics = HiveMetrics(CollectorRegistry())
         self.news = asyncio.Event()
@@ -54,7 +55,8 @@ class Bench:
         )  # fmt: skip
         provision = Provision(ModelStore(config, ModelMetrics(CollectorRegistry()), dict), self.table)
         audit = audit_in(folder)
-        self.control = Control(config, self.table, units, Definitions(config.paths), health, provision, audit)
+        definitions, gpus = Definitions(config.paths), Gpus(self.table, free_limit_s)
+        self.control = Control(config, self.table, units, definitions, health, provision, audit, gpus)
 
     async def until(self, active_state: str) -> None:
         async with asyncio.timeout(10):
@@ -74,15 +76,19 @@ def without_a_bus(folder: Path, active_state: str, sub_state: str) -> Bench:
     return bench
 
 
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+def child_units() -> ChildUnits:
     """Children that say READY=1 at once, with a start limit of two."""
-    units = ChildUnits(
+    return ChildUnits(
         lambda error: None,
         command=lambda worker: [sys.executable, str(PROGRAM), "say:READY=1", "sleep:60"],
         environment={"PATH": os.environ["PATH"]},
         settings=ChildSettings(start_burst=BURST, start_interval_s=600.0),
     )
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    units = child_units()
     made = Bench(tmp_path, units)
     await units.start(made.table)
     yield made

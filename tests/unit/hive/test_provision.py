@@ -15,6 +15,7 @@ from tests.unit.hive.audit import audit_in
 from rbee.hive.config import HiveConfig, ModelSettings
 from rbee.hive.control import Control
 from rbee.hive.definitions import Definitions
+from rbee.hive.gpus import Gpus
 from rbee.hive.health import HealthChecks
 from rbee.hive.metrics import HiveMetrics
 from rbee.hive.models.metrics import ModelMetrics
@@ -60,7 +61,8 @@ class Bench:
             idle_default_s=lambda: 0.0,
         )  # fmt: skip
         audit = audit_in(folder)
-        self.control = Control(config, self.table, self.units, Definitions(config.paths), health, self.provision, audit)
+        definitions, gpus = Definitions(config.paths), Gpus(self.table)
+        self.control = Control(config, self.table, self.units, definitions, health, self.provision, audit, gpus)
 
     def command(self, worker: str) -> list[str]:
         return [sys.executable, str(PROGRAM), "say:READY=1", "sleep:60"]
