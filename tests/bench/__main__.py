@@ -17,6 +17,7 @@ from tests.bench import (
     report,
     sampling,
     scale,
+    soak,
     tensor,
 )
 from tests.bench.router import bench as router
@@ -24,7 +25,7 @@ from tests.machines.testbed import TestbedError
 
 _ALL = (
     readiness.BENCH, footprint.BENCH, generate.BENCH, gpu.BENCH, sampling.BENCH, embed.BENCH, tensor.BENCH,
-    router.BENCH, failover.BENCH, overload.BENCH, scale.BENCH,
+    router.BENCH, failover.BENCH, overload.BENCH, scale.BENCH, soak.BENCH,
 )  # fmt: skip
 BENCHES = {bench.name: bench for bench in _ALL}
 

@@ -67,9 +67,24 @@ def process(argv: Sequence[str], log: Path, **environment: str) -> Iterator[subp
                 started.wait(10)
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A worker that is ready: its TCP port, and its process."""
+
+    port: int
+    pid: int
+
+
 @contextlib.contextmanager
 def worker(model: Path, cores: Cores, **definition: object) -> Iterator[int]:
     """A worker of ``model`` that is ready on the server's cores; its TCP port."""
+    with serving(model, cores, **definition) as found:
+        yield found.port
+
+
+@contextlib.contextmanager
+def serving(model: Path, cores: Cores, **definition: object) -> Iterator[Serving]:
+    """The same with its process."""
     with tempfile.TemporaryDirectory(prefix="rbee-bench-") as name, _notices(Path(name)) as told:
         folder = Path(name)
         _define(folder, model, definition)
@@ -78,7 +93,7 @@ def worker(model: Path, cores: Cores, **definition: object) -> Iterator[int]:
         with process(argv, folder / "log", NOTIFY_SOCKET=str(folder / "notify")) as started:
             _until_ready(told, started, folder / "log")
             facts = json.loads((folder / "run/workers/bench/worker.json").read_text())
-            yield int(facts["url"].rpartition(":")[2])
+            yield Serving(int(facts["url"].rpartition(":")[2]), started.pid)
 
 
 def _define(folder: Path, model: Path, definition: dict[str, object]) -> None:
