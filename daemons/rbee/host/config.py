@@ -81,7 +81,8 @@ def shown(parts: Sequence[str | int]) -> str:
 
 def _compose(path: Path, *, required: bool) -> yaml.Node | None:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         if required:
             raise ConfigError(f"{path}: the file is missing: write it, or name another one") from None

@@ -76,9 +76,9 @@ def size_of(folder: Path) -> int:
 
 
 def check_goes_on(stopping: threading.Event) -> None:
-    """Raise InterruptedError, an OSError, once the hive stops: no thread of its may outlive its loop by minutes."""
+    """Raise InterruptedError, an OSError, once ``stopping`` is set: no thread goes on for minutes for nobody."""
     if stopping.is_set():
-        raise InterruptedError(errno.EINTR, "the hive is stopping")
+        raise InterruptedError(errno.EINTR, "it was stopped")
 
 
 def sha256_of(path: Path, stopping: threading.Event) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import shlex
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rbee.hive.models.manifest import (
 )
 from rbee.hive.models.sink import refused
 from rbee.hive.models.store import ModelStore
+from rbee.hive.models.threads import to_its_end
 from rbee.host.audit.entries import EventType
 from rbee.host.audit.log import AuditLog
 from rbee.wire.errors import ModelInUse, ModelNotHere, StorageUnavailable
@@ -111,8 +113,9 @@ class ModelOrders:
 
     async def _read(self, folder: Path) -> list[FileEntry]:
         async with self._reading:  # two at once would only make the disk seek
+            stopping = threading.Event()
             try:
-                return await asyncio.to_thread(entries_of, folder, self._store.stopping)
+                return await to_its_end(lambda: entries_of(folder, stopping), stopping.set)
             except OSError as error:
                 raise StorageUnavailable(f"a file of the model cannot be read: {error.strerror}") from error
 

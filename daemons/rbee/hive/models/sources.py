@@ -45,6 +45,7 @@ ASK_LIMIT_S = 30.0
 HUB_COMMAND = (sys.executable, "-m", "rbee.hive.models.hub_listing")
 _HEADS_AT_ONCE = 8
 _MOST_LISTING_BYTES = 16 << 20
+_READ_CHUNK = 1 << 16
 _KEPT_ENVIRONMENT = (
     "PATH",
     "PYTHONPATH",
@@ -217,7 +218,7 @@ def _hub_file(file: HubFile) -> RemoteFile:
 
 
 async def _run_hub(question: HubQuestion) -> HubAnswer:
-    """Ask the hub in a process of its own; raises DownloadFailed, DownloadTimeout."""
+    """Ask the hub in a process of its own; raises DownloadFailed, DownloadTimeout, ModelSourceNotFound."""
     environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     process = await asyncio.create_subprocess_exec(
         *HUB_COMMAND,
@@ -228,7 +229,7 @@ async def _run_hub(question: HubQuestion) -> HubAnswer:
     )
     try:
         async with asyncio.timeout(2 * HUB_LIMIT_S):
-            output, complaint = await process.communicate(msgspec.json.encode(question))
+            output, complaint = await _answer_of(process, msgspec.json.encode(question))
     except TimeoutError:
         raise DownloadTimeout(f"the hub did not answer within {2 * HUB_LIMIT_S:g} s") from None
     finally:
@@ -237,8 +238,38 @@ async def _run_hub(question: HubQuestion) -> HubAnswer:
             await process.wait()
     if process.returncode != 0:
         last = complaint.decode(errors="replace").strip().rpartition("\n")[2][:200]
-        raise DownloadFailed(f"the hub could not be asked: {last or 'its client ended without a word'}")
+        raise DownloadFailed(
+            f"the hub could not be asked ({last or 'its client ended without a word'}): check that this machine "
+            f"reaches {question.endpoint} (models.hf_endpoint of hive.yaml), by its proxy if it has one"
+        )
     try:
         return msgspec.json.decode(output, type=HubAnswer)
     except msgspec.MsgspecError:
         raise DownloadFailed("the hub's answer does not fit its protocol") from None
+
+
+async def _answer_of(process: asyncio.subprocess.Process, question: bytes) -> tuple[bytes, bytes]:
+    """Ask a process and return what it wrote to stdout and stderr; raises ModelSourceNotFound for too much."""
+    if process.stdin is None or process.stdout is None or process.stderr is None:
+        raise DownloadFailed("the hub could not be asked: its client has no pipes")
+    process.stdin.write(question)
+    process.stdin.close()
+    complaint = asyncio.create_task(_bounded(process.stderr), name="what the hub's client complains of")
+    try:
+        output = await _bounded(process.stdout)
+        await process.wait()
+        return output, await complaint
+    finally:
+        complaint.cancel()
+        await asyncio.gather(complaint, return_exceptions=True)
+
+
+async def _bounded(stream: asyncio.StreamReader) -> bytes:
+    found = bytearray()
+    while chunk := await stream.read(_READ_CHUNK):
+        found += chunk
+        if len(found) > _MOST_LISTING_BYTES:
+            raise ModelSourceNotFound(
+                "the hub's list of the repository's files is over 16 MiB: it holds more than a model; name another one"
+            )
+    return bytes(found)

@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import shutil
-import threading
 import time
 import uuid
 from collections import OrderedDict
@@ -60,7 +59,6 @@ class ModelStore:
         self._throttle = Throttle(config.models.bandwidth_limit_mbps, time.monotonic)
         self._slots = asyncio.Semaphore(config.models.downloads_at_once)
         self.changing = asyncio.Lock()
-        self.stopping = threading.Event()
         self._downloads: dict[str, Download] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._ended: OrderedDict[str, Download] = OrderedDict()
@@ -76,7 +74,6 @@ class ModelStore:
 
     async def close(self) -> None:
         """End the downloads (what came is kept) and close the catalogue."""
-        self.stopping.set()
         await self._tasks.close()
         if self._session is not None:
             await self._session.close()

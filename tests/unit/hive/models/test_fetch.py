@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import os
+import socket
 import tarfile
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from tests.behaviour.support.model_source import SIGNED, Fault, ModelSource
 from tests.unit.hive.models.conftest import Bench
 
 from rbee.hive.config import Tokens
+from rbee.hive.models import sources, tries
 from rbee.hive.models.download import Download
 from rbee.wire.errors import (
     DownloadFailed,
@@ -133,6 +135,26 @@ async def test_what_a_hub_does_not_have_is_said_at_once(bench: Bench, source: Mo
     with pytest.raises(ModelSourceNotFound, match="check the reference"):
         await bench.pull(reference)
     assert len(source.seen) == 1
+
+
+async def test_a_hub_that_lists_without_end_is_read_to_a_bound(
+    bench: Bench, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_MOST_LISTING_BYTES", 2_000)
+    reference = source.repository("org/large", {f"part-{number}.onnx": b"x" for number in range(40)})
+    with pytest.raises(ModelSourceNotFound, match="holds more than a model"):
+        await bench.pull(reference)
+
+
+async def test_a_hub_that_is_not_reached_is_named_with_its_setting(
+    bench_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tries, "MOST_TRIES", 1)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    bench = await bench_of(hf_endpoint=endpoint)
+    with pytest.raises(DownloadFailed, match=f"reaches {endpoint} .models.hf_endpoint of hive.yaml"):
+        await bench.pull("hf:org/tiny")
 
 
 async def test_a_reset_at_two_fifths_is_resumed_from_there(bench: Bench, source: ModelSource) -> None:

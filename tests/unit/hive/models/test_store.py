@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.behaviour.support.model_source import ModelSource
 from tests.unit.hive.audit import audit_in
 from tests.unit.hive.models.conftest import Bench
 
+from rbee.hive.models import manifest
 from rbee.hive.models.catalogue_file import CatalogueFile
 from rbee.hive.models.download import Download
 from rbee.hive.models.orders import ModelOrders
@@ -246,11 +248,26 @@ async def test_use_is_noted_by_reference_and_by_folder(bench: Bench, source: Mod
         assert after > before
 
 
-async def test_a_verification_ends_when_the_hive_stops(bench: Bench, orders: ModelOrders, source: ModelSource) -> None:
+async def test_a_verification_ends_in_its_thread_when_nobody_waits_for_it(
+    bench: Bench, orders: ModelOrders, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = await bench.pull(source.folder("tiny", FILES))
-    bench.store.stopping.set()
-    with pytest.raises(StorageUnavailable, match="the hive is stopping"):
-        await orders.verify(row.id)
+    begun, ended = threading.Event(), threading.Event()
+    check = manifest.check_goes_on
+
+    def held(stopping: threading.Event) -> None:
+        begun.set()
+        assert stopping.wait(30)
+        ended.set()
+        check(stopping)
+
+    monkeypatch.setattr(manifest, "check_goes_on", held)
+    verifying = asyncio.create_task(orders.verify(row.id))
+    assert await asyncio.to_thread(begun.wait, 30)
+    verifying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await verifying
+    assert ended.is_set()
 
 
 # A small disk that really fills up.
