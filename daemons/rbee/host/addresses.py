@@ -5,6 +5,9 @@ import socket
 from urllib.parse import urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_ELSEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+"""Addresses that are nobody's (RFC 5737, RFC 3849): nothing is sent there, the kernel is asked for the way alone."""
+_LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
 def answers_here(url: str) -> bool:
@@ -35,6 +38,16 @@ def is_here(address: Address) -> bool:
         except OSError:
             return False
     return True
+
+
+def outward_address(family: socket.AddressFamily) -> str:
+    """The address that this machine has for others, by its way to them; loopback where it has no such way."""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((_ELSEWHERE[family], 9))  # no packet leaves: UDP knows no connection
+            return str(probe.getsockname()[0])
+    except OSError:
+        return _LOOPBACK[family]
 
 
 def same_machine(url: str, peer: str | None) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from rbee import __version__
+from rbee.host.addresses import outward_address
 from rbee.host.sockets import is_loopback, tcp_address
 from rbee.wire.errors import ConfigError
 from rbee.wire.messages import WorkerFacts
@@ -74,6 +75,6 @@ def _url(definition: Definition, sockets: Sequence[socket.socket]) -> str:
         raise ConfigError("the worker listens on no TCP address")
     host, port = address
     if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
-        host = socket.gethostname()
+        host = outward_address(socket.AF_INET6 if ":" in host else socket.AF_INET)
     plain = definition.defaults.tls.identity is None or all(is_loopback(bound) for bound in sockets)
     return f"{'http' if plain else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,8 +1,10 @@
 """Whose address a URL names."""
 
+import socket
+
 import pytest
 
-from rbee.host.addresses import answers_here, same_machine
+from rbee.host.addresses import answers_here, outward_address, same_machine
 
 
 def test_addresses_of_this_machine() -> None:
@@ -11,6 +13,11 @@ def test_addresses_of_this_machine() -> None:
     assert answers_here("http://localhost:1")
     for url in ("http://0.0.0.0:1", "http://198.51.100.7:1", "http://gpu-1:1", "http://[::1", "http://:1"):
         assert not answers_here(url)
+
+
+def test_the_address_for_others_is_one_of_this_machine() -> None:
+    assert answers_here(f"http://{outward_address(socket.AF_INET)}:1")
+    assert answers_here(f"http://[{outward_address(socket.AF_INET6)}]:1")
 
 
 @pytest.mark.parametrize(

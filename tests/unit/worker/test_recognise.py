@@ -135,6 +135,13 @@ def test_pooling_and_lengths_are_the_models_own(tmp_path: Path) -> None:
         pooling_rule(read_folder(tmp_path).facts)
 
 
+def test_weights_that_cannot_be_read_are_named_with_what_to_look_at(tmp_path: Path) -> None:
+    """A process's memory stands for a file whose disk fails: it opens, and the read of it is an error of the device."""
+    with pytest.raises(ConfigError, match=r"model: mem cannot be read: Input/output error; check its owner") as caught:
+        read_through([Path("/proc/self/mem")], lambda done, total: None)
+    assert "the disk that it lies on" in caught.value.message
+
+
 def test_external_data_counts_and_stays_inside(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

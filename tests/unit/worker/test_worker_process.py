@@ -11,6 +11,9 @@ import aiohttp
 import pytest
 from tests.unit.worker.process import define, read_events, serving, spawned
 
+from rbee.hive.facts_file import read_worker_facts
+from rbee.host.units.facts import UnitFacts
+
 GREEDY = {"prompt": "What is a hive?", "temperature": 0, "max_tokens": 24}
 
 
@@ -50,6 +53,17 @@ async def test_listens_loads_and_says_ready_once(tmp_path: Path, models: Path) -
         assert await worker.stop() == 0
         assert not worker.facts.exists()
         assert not worker.unix_socket.exists()
+
+
+async def test_one_that_listens_everywhere_states_an_address_that_its_hive_believes(
+    tmp_path: Path, models: Path
+) -> None:
+    define(tmp_path, model=str(models / "tiny-tensor"), listen_host="0.0.0.0")
+    async with spawned(tmp_path) as worker:
+        await worker.until("READY=1")
+        facts = read_worker_facts(worker.facts, UnitFacts(worker_id="w", main_pid=worker.process.pid))
+        async with aiohttp.ClientSession() as client, client.get(f"{facts.url}/health") as answer:
+            assert answer.status == 200
 
 
 async def test_loading_that_stalls_ends_with_its_reason(tmp_path: Path, models: Path) -> None:

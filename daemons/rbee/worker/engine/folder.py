@@ -74,7 +74,10 @@ def read_folder(path: Path) -> ModelFolder:
     template = recognise.read_text(path / TEMPLATE_FILE) if TEMPLATE_FILE in files else None
     name = _model_name(files, configs)
     model_file = _inside(path, name)
-    graph = onnx_file.read_graph(model_file)
+    try:
+        graph = onnx_file.read_graph(model_file)
+    except OSError as error:
+        raise _unreadable(model_file, error) from None
     external = [_external(path, model_file, location) for location in sorted(graph.external)]
     facts = FolderFacts(files, configs, graph, template)
     return ModelFolder(path, facts, model_file, (model_file, *external))
@@ -83,17 +86,27 @@ def read_folder(path: Path) -> ModelFolder:
 def read_through(files: Sequence[Path], report: Callable[[int, int], None]) -> None:
     """Read files into the page cache, calling ``report(done, total)`` in bytes as it goes.
 
-    The runtime gives no progress of its own; reading first makes the slow part of loading visible.
+    The runtime gives no progress of its own; reading first makes the slow part of loading visible. Raises ConfigError
+    for a file that cannot be read.
     """
     total = sum(path.stat().st_size for path in files)
     buffer = memoryview(bytearray(min(READ_CHUNK, total) or 1))
     done = 0
     report(done, total)
     for path in files:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                done += count
-                report(done, total)
+        try:
+            with path.open("rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    done += count
+                    report(done, total)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"model: {path.name} cannot be read: {error.strerror}; check its owner and mode, and the disk that it lies on"
+    )
 
 
 def _relative_files(path: Path) -> list[str]:

@@ -70,7 +70,7 @@ class _Collected:
 
 
 def read_graph(path: Path) -> GraphFacts:
-    """Read the facts of the ONNX file at ``path``; raises ConfigError where it is not one."""
+    """Read the facts of the ONNX file at ``path``; raises ConfigError where it is not one, OSError."""
     with path.open("rb") as file:
         if not path.stat().st_size:
             raise ConfigError(f"{path.name}: the file is empty; fetch the model again")
