@@ -42,7 +42,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> A
     ):
         # as objects: NumPy's own guess for texts is an array in which each one takes the longest one's room
         seen = np.array(data, dtype=object)
-        types = frozenset(map(type, seen.flat))
+        types = frozenset(map(type, seen.ravel()))  # ``flat`` takes no array of over 32 dimensions
         if list in types:
             raise invalid(name, "the data is ragged")
         if not types <= kinds:
