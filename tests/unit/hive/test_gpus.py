@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import json
 import logging
 import shutil
 import threading
@@ -10,11 +11,18 @@ from pathlib import Path
 
 import pynvml
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from tests.behaviour.support import fake_gpu
 from tests.unit.hive.test_control import Bench, child_units
 
+from rbee.hive import api as hive_api
 from rbee.hive import gpus as hive_gpus
+from rbee.hive.api import HiveApi
+from rbee.hive.capabilities import Probe
+from rbee.hive.config import HiveConfig
 from rbee.hive.gpus import Gpus
+from rbee.hive.logs import KeptLogs
 from rbee.hive.machine_watch import MachineWatch
 from rbee.host import machine
 from rbee.host.machine import machine_facts
@@ -118,6 +126,27 @@ async def test_only_memory_of_processes_that_ended_is_waited_for(hasty: tuple[Be
     gpus = Gpus(bench.table)
     driver.counts((1, bench.table.get("w").unit.main_pid, 5000 * MB))
     assert await gpus.held_by_ended(0.0) == []
+
+
+async def test_facts_for_placement_are_told_when_the_driver_has_freed_what_ended(
+    hasty: tuple[Bench, int], driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hive_api, "SETTLE_LIMIT_S", LONG_S)
+    bench, pid = hasty
+    watch = MachineWatch(lambda: machine_facts(tmp_path), limit_s=30.0)
+    api = HiveApi(
+        HiveConfig(), bench.table, bench.control, KeptLogs(lambda *_: []), Probe(tmp_path),
+        lambda: pytest.fail("nobody asked for health"), watch, Gpus(bench.table),
+    )  # fmt: skip
+    driver.counts((0, pid, 5000 * MB))
+    asking = asyncio.create_task(api.resources(make_mocked_request("GET", "/v1/resources")))
+    done, _ = await asyncio.wait((asking,), timeout=0.3)
+    assert not done
+    driver.counts()
+    async with asyncio.timeout(30):
+        answer = await asking
+    assert isinstance(answer, web.Response) and isinstance(answer.body, bytes)
+    assert [gpu["index"] for gpu in json.loads(answer.body)["gpus"]] == [0, 1]
 
 
 async def test_a_driver_that_hangs_holds_up_no_order(
