@@ -29,6 +29,8 @@ from rbee.wire.model_messages import CopySource, FileEntry, ModelRow, Stage
 
 PARTIAL = ".partial"
 """The folder beside the models for what is not whole yet: on the same disk, so that a rename completes a model."""
+GONE = ".gone-"
+"""How the name of a folder there begins that is on its way out: a removed model's."""
 _STALE_S = 14 * 86_400.0
 _FILES, _ARCHIVE = "files", "archive"
 
@@ -116,9 +118,11 @@ class Fetcher:
 
 
 def remove_stale(models: Path, now: float) -> None:
-    """Remove partial downloads that nobody has gone on with for two weeks; blocks."""
+    """Remove partial downloads that nobody has gone on with for two weeks, and removals that were cut off; blocks."""
     for place in (models / PARTIAL).glob("*"):
-        if now - place.stat().st_mtime > _STALE_S:
+        # a file that grows changes no folder's time
+        latest = max(path.lstat().st_mtime for path in (place, *place.rglob("*")))
+        if place.name.startswith(GONE) or now - latest > _STALE_S:
             shutil.rmtree(place, ignore_errors=True)
 
 

@@ -19,7 +19,7 @@ from rbee.hive.models.catalogue import Catalogue
 from rbee.hive.models.catalogue_file import row_of_folder
 from rbee.hive.models.collector import Space, plan_room
 from rbee.hive.models.download import Download
-from rbee.hive.models.fetch import PARTIAL, Fetcher, remove_stale
+from rbee.hive.models.fetch import GONE, PARTIAL, Fetcher, remove_stale
 from rbee.hive.models.manifest import size_of
 from rbee.hive.models.metrics import ModelMetrics
 from rbee.hive.models.throttle import MEGA, Throttle
@@ -282,7 +282,7 @@ def _remove_folder(folder: Path, models: Path) -> None:
     """Out of sight at once by a rename, then removed; a folder elsewhere is left alone."""
     if folder.parent != models:
         return
-    gone = models / PARTIAL / f".gone-{uuid.uuid4().hex}"
+    gone = models / PARTIAL / f"{GONE}{uuid.uuid4().hex}"
     with contextlib.suppress(FileNotFoundError):
         gone.parent.mkdir(exist_ok=True)
         folder.rename(gone)

@@ -332,8 +332,14 @@ async def test_what_nobody_went_on_with_for_two_weeks_is_removed(bench_of: Calla
         (partial / name).mkdir(parents=True)
         at = time.time() - days * 86_400
         os.utime(partial / name, (at, at))
+    (partial / "slow/files").mkdir(parents=True)
+    (partial / "slow/files/weights").write_bytes(b"it grew today")
+    for path in (partial / "slow/files", partial / "slow"):
+        os.utime(path, (0, 0))
+    (partial / ".gone-1").mkdir()  # a removal in whose middle the hive was killed
+    (partial / ".gone-1/weights").write_bytes(b"x")
     await bench_of()
-    assert [path.name for path in partial.iterdir()] == ["new"]
+    assert sorted(path.name for path in partial.iterdir()) == ["new", "slow"]
 
 
 # One file, and archives.
