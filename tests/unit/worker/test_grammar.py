@@ -124,6 +124,21 @@ def test_a_wrong_grammar_is_refused_with_its_reason(compiler: GrammarCompiler, s
     assert str(refused.value).isprintable()
 
 
+def test_a_schema_that_is_nested_deeper_than_json_can_be_written_is_refused() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(5000):
+        schema = {"properties": schema}
+    for ask in (
+        lambda: json_schema(schema, "tools"),
+        lambda: enforced(ToolFormat.HERMES, (Tool("deep", None, schema),), 1, lambda _: None),
+    ):
+        with pytest.raises(
+            InvalidRequest, match="tools: the JSON schema cannot be honoured: it is nested too"
+        ) as caught:
+            ask()
+        assert caught.value.param == "tools"
+
+
 def test_the_reason_does_not_repeat_the_request(compiler: GrammarCompiler) -> None:
     with pytest.raises(InvalidRequest, match=r": unclosed group$") as refused:
         compiler.compile(GrammarSpec(GrammarKind.REGEX, "(secret\n\x1b"))

@@ -52,8 +52,20 @@ class GrammarSpec:
 
 
 def json_schema(schema: Mapping[str, Any], param: str = "response_format") -> GrammarSpec:
-    """The grammar of JSON texts that ``schema`` describes."""
-    return GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(schema, sort_keys=False), param)
+    """The grammar of JSON texts that ``schema`` describes; raises InvalidRequest as :func:`schema_text` does."""
+    return GrammarSpec(GrammarKind.JSON_SCHEMA, schema_text(schema, param), param)
+
+
+def schema_text(schema: Mapping[str, Any], param: str) -> str:
+    """The schema as JSON; raises InvalidRequest where it is nested deeper than JSON can be written."""
+    try:
+        return json.dumps(schema)
+    except RecursionError:
+        raise InvalidRequest(
+            f"{param}: the JSON schema cannot be honoured: it is nested too deeply",
+            details={"field": param},
+            param=param,
+        ) from None
 
 
 class CompiledGrammar:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rbee.wire.worker_spec import ToolFormat
-from rbee.worker.engine.grammar import WHITESPACE, GrammarKind, GrammarSpec
+from rbee.worker.engine.grammar import WHITESPACE, GrammarKind, GrammarSpec, schema_text
 
 MOST_CALLS = 16
 
@@ -96,4 +96,4 @@ def _tool_rules(form: ToolFormat, index: int, tool: Tool, mark: Callable[[str], 
     else:
         head = f'{{"name": {json.dumps(tool.name)}, "{MARKS[form].arguments}": '
         call = f'{json.dumps(head)} arguments_{index} "}}"'
-    return [f"tool_{index}: {call}", f"arguments_{index}: %json {json.dumps(schema)}"]
+    return [f"tool_{index}: {call}", f"arguments_{index}: %json {schema_text(schema, 'tools')}"]
