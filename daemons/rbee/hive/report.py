@@ -153,7 +153,7 @@ def _external_report(
         backend=Backend(external.backend),
         device=external.device,
         slots_total=external.slots_total,
-        slots_available=max(0, external.slots_total - worker.busy_slots),
+        slots_available=max(0, external.slots_total - worker.busy_slots) if state.ready else 0,
         reason=reason,
         managed=False,
         version="" if worker.health is None else worker.health.version,

@@ -268,6 +268,15 @@ def test_a_view_counts_what_the_queen_sent() -> None:
     assert msgspec.json.decode(msgspec.json.encode(row.view()), type=WorkerReport) == row.view()
 
 
+@pytest.mark.parametrize("state", [state for state in WorkerState if not state.ready])
+def test_a_worker_that_takes_no_requests_shows_no_free_slot(state: WorkerState) -> None:
+    registry = Registry(SilenceLimits())
+    registry.apply(report(state, slots_total=2, slots_available=2), 0.0)
+    row = registry.worker(Key("bee", "w"))
+    assert row is not None
+    assert (row.view().slots_total, row.view().slots_available) == (2, 0)
+
+
 def test_one_that_was_away_takes_its_turn_and_no_more() -> None:
     registry = Registry(SilenceLimits())
     for name in "ab":
