@@ -10,7 +10,8 @@ from rbee.queen.express.heads import AnswerHead
 from rbee.queen.express.upstreams import Upstreams, WorkerConnection
 from rbee.queen.requests import relay
 from rbee.queen.requests.dispatch import Refused
-from rbee.queen.requests.explain import Trail, What
+from rbee.queen.requests.explain import Trail
+from rbee.queen.requests.explanations import What
 from rbee.queen.requests.stories import OpenAiStory
 from rbee.wire.errors import ProtocolError, RbeeError, RequestTimeout, WorkerFailed, WorkerUnreachable
 from rbee.wire.log import log

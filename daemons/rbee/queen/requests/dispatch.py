@@ -20,7 +20,8 @@ from rbee.queen.admission.waiting import Lease, News, Want
 from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Worker
 from rbee.queen.requests import relay
-from rbee.queen.requests.explain import Trail, What
+from rbee.queen.requests.explain import Trail
+from rbee.queen.requests.explanations import What
 from rbee.queen.requests.relay import Patience
 from rbee.queen.routing.metrics import PlacingMetrics
 from rbee.wire import context

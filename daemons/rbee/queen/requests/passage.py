@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from rbee.queen.metrics import QueenMetrics
 from rbee.queen.requests import relay
 from rbee.queen.requests.dispatch import TRIES, Call, Dispatcher, Refused, Upstream
-from rbee.queen.requests.explain import Recent, Trail, What
+from rbee.queen.requests.explain import Recent, Trail
+from rbee.queen.requests.explanations import What
 from rbee.queen.requests.reply import Sink
 from rbee.queen.requests.stories import Story
 from rbee.wire import context

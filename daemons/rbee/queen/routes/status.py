@@ -12,7 +12,8 @@ from rbee.queen.hives.client import versions_fit
 from rbee.queen.registry.registry import Hive, Worker
 from rbee.queen.requests.asks import read_ask
 from rbee.queen.requests.dispatch import Call, Refused
-from rbee.queen.requests.explain import Explanation, WorkerExplanation, nothing_known
+from rbee.queen.requests.explain import nothing_known
+from rbee.queen.requests.explanations import Explanation, WorkerExplanation
 from rbee.queen.requests.passage import Account, accounted
 from rbee.queen.requests.reply import TRAIL, refused
 from rbee.queen.routes.inference import model_path, only_version
