@@ -126,7 +126,8 @@ class Pool(Generic[C]):
         while self._heap and found is None:
             entry = self._heap[0]
             key = entry[2].key
-            if current.get(key) is not entry:
+            counts = current.get(key)
+            if counts is None or counts[1] != entry[1]:  # by number: where this is compiled a tuple is no one object
                 heapq.heappop(self._heap)
             elif key in exclude:
                 passed.append(heapq.heappop(self._heap))
