@@ -8,7 +8,8 @@ from tests.machines.testbed.errors import TestbedError
 from tests.machines.testbed.trees import Release
 
 BUILDER = "builder"
-_TOOLS = ("build-essential", "debhelper", "pkgconf", "python3", "python3-venv", "lintian", "apt-utils", "mandoc")
+_PYTHON = ("python3", "python3-dev", "python3-venv")
+_TOOLS = ("build-essential", "debhelper", "pkgconf", *_PYTHON, "lintian", "apt-utils", "mandoc")
 # Debian 12 has the folders of units in systemd's own pkg-config file, Debian 13 in a package of its own.
 _UNIT_FOLDERS = {Release.BOOKWORM: "systemd", Release.TRIXIE: "systemd-dev"}
 _POINTS = ("wheels", "build")

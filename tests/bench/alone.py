@@ -13,17 +13,18 @@ from rbee import __version__
 from tests.behaviour.support.http import Http
 from tests.behaviour.support.other_hive import MACHINE
 from tests.behaviour.support.stack import Stack
+from tests.machines.testbed import native
 
 MODEL = "fake"
 
 
 @contextmanager
 def queen(**config: object) -> Iterator[Stack]:
-    """A queen with fields of her configuration changed; her event loop runs as it does in a unit."""
+    """A queen with fields of her configuration changed; her code and her event loop are those of the packages."""
     stack = Stack(Path("/nonexistent"))
     stack.queen_config = config
     try:
-        stack.start_queen("--log-level", "warning", env={"PYTHONASYNCIODEBUG": ""})
+        stack.start_queen("--log-level", "warning", env={"PYTHONASYNCIODEBUG": "", "PYTHONPATH": str(native.folder())})
         yield stack
     finally:
         stack.close()

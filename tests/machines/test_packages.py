@@ -23,6 +23,7 @@ DEBIAN = CHECKOUT / "packaging/debian"
 TOKENS = project.TOKENS
 WORKER, MODEL = "minilm", "all-minilm-l6-v2"
 DAEMONS = ("rbee-queen.service", "rbee-hive.service")
+SITE = "usr/lib/rbee/venv/lib/python*/site-packages"
 # What a machine has of its own after packages came and went: apt's and systemd's records, logs, caches.
 NOT_OURS = re.compile(
     r"^/(proc|sys|dev|run|tmp|srv|var/(log|cache|tmp|lib/(apt|dpkg|systemd|private))|root)(/|$)"
@@ -107,6 +108,12 @@ def test_from_a_bare_machine_to_an_answer_and_back_to_a_bare_machine(node: Machi
     said = apt(node, "install", "rbee")
     assert not any(node.read(f"/etc/credstore/{name}").strip() in said for name in TOKENS)
     assert failed_units(node) == []
+
+    # the queen's straight way is compiled, its source beside it, and it is what she runs
+    (site,) = node.path("/").glob(SITE)
+    compiled = [path for path in site.glob("rbee/**/*.so") if path.with_name(f"{path.name.split('.')[0]}.py").is_file()]
+    assert len(compiled) == len(list(site.glob("rbee/**/*.so"))) > 10
+    node.run(["grep", "-q", "/rbee__mypyc[.]", f"/proc/{life(node, DAEMONS[0])[0]}/maps"])
 
     debs.put_model(node, MODEL)
     node.write(f"/etc/rbee/workers/{WORKER}.yaml", f"model: /var/lib/rbee/models/{MODEL}\n")

@@ -12,6 +12,7 @@ from tests.bench.quantiles import median, minus, ratio
 from tests.bench.report import CHECKOUT, Bench, Figure, Measured, Target
 from tests.bench.router import servers
 from tests.bench.router.load import Found, Load, LoadFailed
+from tests.machines.testbed import native
 
 CONNECTIONS, STREAMS = 16, 8
 EVENTS, PACE_MS = 10, 2.0
@@ -91,7 +92,7 @@ class Street:
     def _open_queen(self, port: int) -> None:
         folder = self._folder / "queen"
         argv = [*self._router, *servers.queen(folder, port)]
-        env = {"PYTHONPATH": str(CHECKOUT / "daemons")}
+        env = {"PYTHONPATH": str(native.folder())}
         server = self._stack.enter_context(servers.process(argv, self._folder / "queen.log", env))
         url = f"http://127.0.0.1:{port}"
         servers.wait_listening(url, server)
@@ -223,7 +224,7 @@ FIGURES = (
 
 BENCH = Bench(
     "router",
-    "What the queen costs between client and worker: wrk, one fake worker (nginx), each router pinned to one core.",
+    "What the queen, as her package has her, costs between client and worker: wrk, a fake worker, one core a router.",
     FIGURES,
     measure,
 )

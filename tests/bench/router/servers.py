@@ -131,7 +131,7 @@ def nginx(folder: Path, http: str) -> list[str]:
 
 
 def queen(folder: Path, port: int) -> list[str]:
-    """The command of a queen of this checkout, with tokens in force."""
+    """The command of a queen, with tokens in force."""
     folder.mkdir()
     tokens = {}
     for name in ("api_token", "hive_callback_token", "hive_api_token", "worker_api_token"):

@@ -1,14 +1,14 @@
 """Commands of the testbed.
 
-`prepare` builds what is cached, `build-packages` the Debian packages that tests install, and `unit-tests RELEASE` runs
-the unit tests in its tree.
+`prepare` builds what is cached, `build-packages` the Debian packages that tests install, `native` prints the folder of
+the project as it is compiled in them, and `unit-tests RELEASE` runs the unit tests in its tree.
 """
 
 import subprocess
 import sys
 import time
 
-from tests.machines.testbed import cache, debs, packages, project, trees
+from tests.machines.testbed import cache, debs, native, packages, project, trees
 from tests.machines.testbed.errors import TestbedError
 from tests.machines.testbed.network import Network
 from tests.machines.testbed.packages import CHECKOUT, TEST_PACKAGES, VENV
@@ -76,12 +76,15 @@ def main(arguments: list[str]) -> int:
             case ["build-packages"]:
                 build_packages()
                 return 0
+            case ["native"]:
+                print(native.folder())
+                return 0
             case ["unit-tests", release, *rest] if release in list(Release):
                 return unit_tests(Release(release), rest)
     except TestbedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    commands = f"prepare | build-packages | unit-tests {'|'.join(Release)} [pytest arguments]"
+    commands = f"prepare | build-packages | native | unit-tests {'|'.join(Release)} [pytest arguments]"
     print(f"usage: python -m tests.machines.testbed {commands}")
     return 2
 

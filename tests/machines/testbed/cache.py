@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-KINDS = ("debs", "models", "packages", "trees", "wheels")
+KINDS = ("debs", "models", "native", "packages", "trees", "wheels")
 
 
 def root() -> Path:
