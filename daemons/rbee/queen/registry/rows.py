@@ -129,7 +129,7 @@ class Worker:
         return {name for name in (self.report.model, self.report.model_ref) if name}
 
     def view(self) -> WorkerReport:
-        """The report as the queen shows it: with her own state and count of free slots, of which only a ready one has."""
+        """The report as the queen shows it: with her own state and count of free slots; only a ready one has any."""
         state = self.state
         available = max(0, self.report.slots_total - self.in_flight) if state.ready else 0
         reason = self.suspect or self.report.reason
