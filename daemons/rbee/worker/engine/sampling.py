@@ -1,11 +1,12 @@
 """Chooses the next token of every row of a batch: greedy or drawn, under penalties, bias and grammar.
 
 Rows are independent: a row's choice depends on its own scores, parameters and random stream, never on who shares the
-batch. The whole batch is looked at once for its best tokens, which is all that greedy rows need; each other row is
-then worked on alone, as one row of a large vocabulary fits the processor's cache and a batch of them does not.
+batch. Each row is worked on alone, as one row of a large vocabulary fits the processor's cache and a batch of them does
+not.
 """
 
 import enum
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -123,6 +124,9 @@ class Need:
     k: int = 1
 
 
+_ARGMAX, _SCORES = Need(NeedKind.ARGMAX), Need(NeedKind.SCORES)
+
+
 class _Row:
     """One text's own stream of choices."""
 
@@ -140,12 +144,12 @@ class _Row:
     @property
     def need(self) -> Need:
         if self._adjusts or self._params.logprobs is not None:
-            return Need(NeedKind.SCORES)
+            return _SCORES
         if self._params.temperature == 0.0:
-            return Need(NeedKind.ARGMAX)
+            return _ARGMAX
         if 0 < self._params.top_k <= MOST_TOP_K:
             return Need(NeedKind.TOP_K, self._params.top_k)
-        return Need(NeedKind.SCORES)
+        return _SCORES
 
     @property
     def _adjusts(self) -> bool:
@@ -225,6 +229,8 @@ class BatchSampler:
         ARGMAX and TOP_K(k) may be computed on the device and go to :meth:`choose_from` (ARGMAX with k = 1);
         SCORES go to :meth:`choose`. It may change from step to step.
         """
+        if len(keys) == 1:
+            return self._rows[keys[0]].need
         needs = [self._rows[key].need for key in keys]
         kind = max((need.kind for need in needs), default=NeedKind.ARGMAX)
         return Need(kind, max((need.k for need in needs), default=1))
@@ -235,14 +241,7 @@ class BatchSampler:
         A row whose scores are not numbers, or whose grammar allows nothing, has its error in its place: the row fails
         alone.
         """
-        if not keys:
-            return []
-        best = scores.argmax(axis=1)  # of a row with a NaN, the NaN
-        values = scores[np.arange(len(scores)), best]
-        return [
-            self._choice(self._rows[key], row, int(best_id), float(value))
-            for key, row, best_id, value in zip(keys, scores, best, values, strict=True)
-        ]
+        return [self._choice(self._rows[key], row) for key, row in zip(keys, scores, strict=True)]
 
     def choose_from(
         self, keys: Sequence[Hashable], token_ids: NDArray[np.int64], scores: Scores
@@ -253,8 +252,10 @@ class BatchSampler:
             for key, ids, row in zip(keys, token_ids, scores, strict=True)
         ]
 
-    def _choice(self, row: _Row, scores: Scores, best_id: int, best: float) -> Choice | InferenceError:
-        if not np.isfinite(best):
+    def _choice(self, row: _Row, scores: Scores) -> Choice | InferenceError:
+        best_id = int(scores.argmax())  # of a row with a NaN, the NaN
+        best = float(scores[best_id])
+        if not math.isfinite(best):
             return _not_numbers()
         try:
             return row.choose(scores, best_id, best)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,14 +58,20 @@ class HostScoresBuffer:
         self._vocabulary = vocabulary
         self._copies = copies
         self._values: Array = np.empty(0, numpy_type(element))
+        self._made = 0
         self._shape = (0, 0, vocabulary)
+        self._bound: WeakKeyDictionary[Binding, tuple[int, int, int]] = WeakKeyDictionary()
 
     def bind(self, binding: Binding, name: str, rows: int, tokens: int) -> None:
-        """Bind the output ``name`` of a run of so many rows and tokens."""
+        """Bind the output ``name`` of a run of so many rows and tokens, unless the binding has it already."""
         self._shape = (rows, tokens, self._vocabulary)
         if self._values.size < rows * tokens * self._vocabulary:
             self._values = np.empty(rows * tokens * self._vocabulary, self._values.dtype)
-        binding.bind_output(name, "cpu", 0, self._values.dtype, self._shape, self._values.ctypes.data)
+            self._made += 1
+        place = (self._made, rows, tokens)
+        if self._bound.get(binding) != place:
+            binding.bind_output(name, "cpu", 0, self._values.dtype, self._shape, self._values.ctypes.data)
+            self._bound[binding] = place
 
     def after(self, places: Sequence[int]) -> HostScores:
         """The scores at ``places``, counted through all rows' tokens."""
