@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -9,14 +10,18 @@ from aiohttp import web
 from msgspec import Meta
 
 from rbee.wire.errors import InvalidRequest
-from rbee.wire.http.server import json_response
 from rbee.wire.worker_spec import Task
 from rbee.worker.api.parameters import read_parameters
-from rbee.worker.engine.rank import Ranker
+from rbee.worker.engine.rank import Ranked, Ranker
+from rbee.worker.engine.runner import Runner
 from rbee.worker.service import REQUEST_ID_HEADER, WorkerService, client_of, deadline_of, request_id_of
 
 ROUTE = "/v1/rerank"
 MOST_DOCUMENTS = 2048
+LARGE = 1 << 18
+"""So many characters are written in less than a millisecond, for which the event loop may be held."""
+RESULT = 512
+"""A result without its document takes as long to make as so many characters to write."""
 
 
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,7 +53,8 @@ class RerankRoutes:
 
     async def rank(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/rerank: results best first, each with its document's index; equal ones in the documents' order."""
-        served = self._service.model_for(Task.RANK).model.served
+        model = self._service.model_for(Task.RANK).model
+        served = model.served
         if not isinstance(served, Ranker):
             raise InvalidRequest("this worker does not rank documents")
         body = await read_parameters(request, RerankBody)
@@ -60,16 +66,45 @@ class RerankRoutes:
         async with slot as running:
             found = await served.rank(body.query, texts, truncate=body.truncate)
             running.tokens = found.prompt_tokens
-        self._service.metrics.inference.observe(time.monotonic() - started)
-        self._service.metrics.tokens.labels("prompt").inc(found.prompt_tokens)
-        answer = {
-            "id": request_id,
-            "object": "list",
-            "model": self._service.definition.model,
-            "results": _results(found.scores, texts if body.return_documents else None, body.top_n),
-            "usage": {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens},
-        }
-        return json_response(answer, headers={REQUEST_ID_HEADER: request_id})
+            self._service.metrics.inference.observe(time.monotonic() - started)
+            self._service.metrics.tokens.labels("prompt").inc(found.prompt_tokens)
+            returned = texts if body.return_documents else None
+            writer = _Writer(request_id, self._service.definition.model, returned, body.top_n)
+            answer = await _written(found, writer, model.runner)
+        return web.Response(body=answer, content_type="application/json", headers={REQUEST_ID_HEADER: request_id})
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Writes an answer's body; ``texts`` are the documents where they go back, ``most`` how many results do."""
+
+    request_id: str
+    model: str
+    texts: Sequence[str] | None
+    most: int | None
+
+    def is_large(self, found: Ranked) -> bool:
+        """Whether writing it would hold the event loop for long."""
+        return len(found.scores) * RESULT + sum(map(len, self.texts or ())) > LARGE
+
+    def answer(self, found: Ranked) -> bytes:
+        """The body as JSON."""
+        return msgspec.json.encode(
+            {
+                "id": self.request_id,
+                "object": "list",
+                "model": self.model,
+                "results": _results(found.scores, self.texts, self.most),
+                "usage": {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens},
+            }
+        )
+
+
+async def _written(found: Ranked, writer: _Writer, runner: Runner) -> bytes:
+    """The answer's body, written in a thread of ``runner`` where it is large."""
+    if not writer.is_large(found):
+        return writer.answer(found)
+    return await runner.step(lambda _: writer.answer(found))
 
 
 def _results(scores: Sequence[float], texts: Sequence[str] | None, most: int | None) -> list[dict[str, object]]:
