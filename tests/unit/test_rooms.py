@@ -1,6 +1,7 @@
 """The rooms keep their doors: who may import whom, held for every module of the project."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,19 @@ def imported_rooms(module: Path) -> set[str]:
 def test_a_room_imports_only_what_it_may(module: Path) -> None:
     room = module.relative_to(PACKAGE).parts[0]
     assert imported_rooms(module) <= MAY_IMPORT.get(room, set())
+
+
+def test_no_module_of_the_worker_imports_itself_by_way_of_others() -> None:
+    names = {".".join(["rbee", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in MODULES}
+    circles = graphlib.TopologicalSorter(
+        {name: imported_modules(path) & names.keys() for name, path in names.items() if ".worker." in name}
+    )
+    circles.prepare()
+
+
+def imported_modules(module: Path) -> set[str]:
+    found = [each for each in ast.walk(ast.parse(module.read_text())) if isinstance(each, ast.ImportFrom)]
+    return {name for each in found for name in (str(each.module), *[f"{each.module}.{one.name}" for one in each.names])}
 
 
 def test_every_folder_is_a_known_room() -> None:

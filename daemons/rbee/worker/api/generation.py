@@ -14,7 +14,8 @@ from rbee.worker.api.streams import Item, side_by_side
 from rbee.worker.api.tools import ToolUse
 from rbee.worker.engine.chat import Conversation
 from rbee.worker.engine.embed import Embedder
-from rbee.worker.engine.generation import Finished, FinishReason, GenerateRequest, Generator, Piece
+from rbee.worker.engine.generation import Finished, FinishReason, GenerateRequest, Piece
+from rbee.worker.engine.generator import Generator
 from rbee.worker.engine.grammar import GrammarSpec
 from rbee.worker.engine.rank import Ranker
 from rbee.worker.engine.sampling import SamplingParams

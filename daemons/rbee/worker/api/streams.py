@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
-from rbee.worker.engine.generation import Finished, GenerateRequest, Generator, Piece
+from rbee.worker.engine.generation import Finished, GenerateRequest, Piece
+from rbee.worker.engine.generator import Generator
 
 Item = tuple[int, Piece | Finished]
 _ROOM_A_TEXT = 4

@@ -21,7 +21,7 @@ WARM_UP = -1
 
 
 class BatchGenerator:
-    """Implements generation.Generator on a batch whose thread it owns.
+    """Implements generator.Generator on a batch whose thread it owns.
 
     Where that thread cannot go on, the runner's ``failure`` gets the reason: the worker has to end.
     """

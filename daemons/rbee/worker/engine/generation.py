@@ -1,20 +1,10 @@
-"""What a generator is to the rest of the worker: a request in, a stream of pieces of text out.
-
-The routes know these types alone, so that the loop behind them can change (one request at a time, batched) freely.
-"""
+"""What goes into a generator and what comes out: a request for a text, and its pieces and its end."""
 
 import enum
-from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rbee.worker.engine.sampling import SamplingParams
 from rbee.worker.engine.tokens import TokenText
-
-if TYPE_CHECKING:
-    from rbee.worker.engine.text_model import TextModel
-
-T = TypeVar("T")
 
 
 class FinishReason(enum.StrEnum):
@@ -78,20 +68,3 @@ class Finished:
     reason: FinishReason
     tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
-
-
-class Generator(Protocol):
-    """Generates text. Cancelling the task that reads a stream stops it within one step."""
-
-    @property
-    def text(self) -> "TextModel":
-        """Tokenizer, template, context length and defaults of the model."""
-
-    async def prepare(self, work: "Callable[[TextModel], T]") -> T:
-        """Run what takes time (tokenising, compiling a grammar) off the loop, and await it."""
-
-    def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece | Finished, None]:
-        """Generate; the next step is computed when the reader asks for it, so a slow reader slows it down.
-
-        Raises InferenceError where the model fails on this text.
-        """
