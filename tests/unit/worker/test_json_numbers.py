@@ -2,15 +2,19 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.worker.process import serving
 
 from rbee.wire.errors import InvalidRequest
 from rbee.worker.api.infer_messages import read
-from rbee.worker.engine.tensor_data import Array, from_json
+from rbee.worker.engine.sessions import Array
+from rbee.worker.engine.tensor_data import from_json
 
 FLOATS = ("FP16", "BF16", "FP32", "FP64")
 INTEGERS = {"INT8": 8, "UINT8": 8, "INT16": 16, "UINT16": 16, "INT32": 32, "UINT32": 32, "INT64": 64, "UINT64": 64}
@@ -93,3 +97,51 @@ def test_any_flat_numbers_are_read_as_numpy_reads_them(data: list[float], dataty
     assert found.dtype == expected.dtype
     assert np.array_equal(found, expected)
     assert all(math.isfinite(value) for value in data)
+
+
+HUGE = "9" * 4000
+
+
+async def test_a_worker_refuses_them_over_http_and_goes_on(tmp_path: Path, models: Path) -> None:
+    def body_of(x: str, *, shape: str = "[1, 4]", datatype: str = "FP32", shift: str = "[5]") -> str:
+        first = f'{{"name":"x","shape":{shape},"datatype":"{datatype}","data":{x}}}'
+        return f'{{"inputs":[{first},{{"name":"shift","shape":[1,1],"datatype":"INT64","data":{shift}}}]}}'
+
+    def integer(datatype: str, value: object) -> str:
+        return body_of(f"[{value}]", shape="[1]", datatype=datatype)
+
+    refused = [
+        *[(integer(one, edge), f"does not fit {one}|is not {one}") for one in INTEGERS for edge in outside(one)],
+        *[
+            (integer(one, each), f"is not {one}|does not fit {one}|out of every range")
+            for one in INTEGERS
+            for each in ("true", "1.0", "1.5", HUGE)
+        ],
+        *[(integer(one, each), "not valid JSON") for one in INTEGERS for each in ("NaN", "Infinity", "01", "+1")],
+        (body_of("[1, 2, 3, true]"), "the data is not FP32"),
+        (body_of("[1, 2, 3, null]"), "the data is not FP32"),
+        (body_of('[1, 2, 3, "4"]'), "the data is not FP32"),
+        (body_of("[1, 2, 3, NaN]"), "not valid JSON"),
+        (body_of(f"[1, 2, 3, {HUGE}]"), "does not fit FP32|out of every range"),
+        (body_of("[1, 2, 3, 1e39]"), "does not fit FP32"),
+        (body_of("[1, 2, 3]"), "has 3 elements and the shape asks for 4"),
+        (body_of("[[1, 2, 3, 4, 5]]"), "has 5 elements and the shape asks for 4"),
+        (body_of("[[1, 2], [3]]"), "ragged"),
+        (body_of("[[1, 2], [3, 4]]"), r"nested as \[2, 2\]"),
+        (body_of("[1, 2, 3, 4]", shift="[5.5]"), "input 'shift': the data is not INT64"),
+    ]
+    async with serving(tmp_path, model=str(models / "tiny-tensor")) as worker, worker.session() as client:
+        for body, sentence in refused:
+            answer = await client.post("/v2/models/tiny-tensor/infer", data=body)
+            error = (await answer.json())["error"]
+            assert (answer.status, error["code"]) == (400, "INVALID_REQUEST"), body[:200]
+            assert re.search(sentence, error["message"]), (body[:200], error["message"])
+        for whole in ("[1, 1, 1, 1]", "[[1.0, 1, 1e0, 1]]"):
+            answer = await client.post("/v2/models/tiny-tensor/infer", data=body_of(whole))
+            assert (await answer.json())["outputs"][0]["data"] == [2.5, 1.5, 3.0, 2.0]
+
+
+def outside(datatype: str) -> tuple[int, int]:
+    """The nearest integers below and above those of a type."""
+    known = np.iinfo(datatype.lower())
+    return int(known.min) - 1, int(known.max) + 1
