@@ -19,6 +19,13 @@ class Strategy(enum.StrEnum):
     PACK = "pack"
 
 
+class Replacement(enum.StrEnum):
+    """What becomes of a changed declaration whose worker has no room beside those of the former one."""
+
+    AVAILABILITY = "availability"
+    PROGRESS = "progress"
+
+
 class Replicas(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How many workers of a model are kept running, and how many there may be while requests wait."""
 
@@ -37,7 +44,9 @@ class DeclaredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     ``reference`` is where it comes from. ``node`` pins its worker to a hive, ``device`` to a GPU; null lets the queen
     choose; ``labels`` are those that its node has to have. ``placement``: spread takes the node with the fewest
     workers, pack the one with the least memory that is enough. ``idle_limit_s``: null means 300, or the hive's own
-    limit where that is shorter, 0 never; workers up to ``replicas.min`` have none.
+    limit where that is shorter, 0 never; workers up to ``replicas.min`` have none. ``replacement``: where a worker of a
+    changed declaration fits only in the memory of a former one, that ends first while another one serves
+    (availability), or even where none does (progress).
     """
 
     reference: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -50,6 +59,7 @@ class DeclaredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     labels: list[Annotated[str, Meta(min_length=1, max_length=63)]] = []
     placement: Strategy = Strategy.SPREAD
     replicas: Replicas = Replicas()
+    replacement: Replacement = Replacement.AVAILABILITY
 
 
 class DeclaredBy(enum.StrEnum):

@@ -1,19 +1,22 @@
 """What a queen does with a declared model's workers while nodes fall silent and declarations change."""
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
+import pytest
 from tests.unit.queen.conftest import Configured, RunningQueen
-from tests.unit.queen.partners import WorkerPartner, report, until
+from tests.unit.queen.partners import MACHINE, HivePartner, WorkerPartner, report, until
 from tests.unit.queen.test_placement import REFERENCE, hive_with
 
 from rbee.queen.placement.life import REPLACE_AGAIN_S
 from rbee.queen.placement.replicas import was_declared, worker_id_of
 from rbee.queen.placement.scaling import SURPLUS_S
 from rbee.queen.routing.decision import Key
-from rbee.wire.declarations import DeclaredModel
+from rbee.wire.declarations import DeclaredModel, Replacement
 from rbee.wire.messages import WorkerReport, WorkerState
 
 IDLE, LOADING, STOPPED, FAILED = WorkerState.IDLE, WorkerState.LOADING, WorkerState.STOPPED, WorkerState.FAILED
@@ -230,3 +233,60 @@ def test_workers_of_any_declaration_of_a_model_are_known_by_their_ids() -> None:
     assert all(was_declared(NAME, one) for one in (WORKER, CHANGED_WORKER, second))
     assert not any(was_declared(NAME, one) for one in ("org-kept", "org-kept-mine", f"a-{WORKER}", f"{WORKER}-x"))
     assert not was_declared("org/other", WORKER)
+
+
+@contextlib.asynccontextmanager
+async def crowded(
+    configured: Configured, worker: WorkerPartner, held: str = REFERENCE, **more: object
+) -> AsyncIterator[tuple[RunningQueen, HivePartner]]:
+    """A queen when the declaration of a model of 100 MB changes, whose worker, of ``held``, leaves its node 50 MB."""
+    async with configured(models={NAME: KEPT}) as queen, hive_with(100) as hive:
+        machine = msgspec.structs.replace(MACHINE, ram_available_bytes=50 << 20)
+        mine = msgspec.structs.replace(told(IDLE, url=worker.url), model_ref=held)
+        await queen.beat(mine, api_url=hive.url, machine=machine)
+        sweep(queen, now())
+        change(queen, msgspec.structs.replace(CHANGED, **more))
+        sweep(queen, now())
+        await settled(queen)
+        yield queen, hive
+
+
+@pytest.mark.parametrize(
+    ("held", "policy"), [(REFERENCE, Replacement.AVAILABILITY), ("hf:org/of-unknown-size", Replacement.PROGRESS)]
+)
+async def test_the_last_worker_goes_on_where_its_end_is_not_wanted_or_would_not_do(
+    configured: Configured, worker: WorkerPartner, held: str, policy: Replacement
+) -> None:
+    async with crowded(configured, worker, held, replacement=policy) as (queen, hive):
+        assert not hive.spawned and not hive.stopped and not queen.core.declared._drains.under_way
+        assert (await ask(queen))[0] == 200
+        note = (await queen.get("/v1/models"))[1]["data"][0]["note"]
+        assert "needs 120 MB of RAM" in note and note.endswith("those of the former one go on")
+        assert await queen.metric("queen_rbee_replacements_failed_total") == 1
+
+
+async def test_the_last_worker_makes_way_where_progress_is_wanted_and_who_asks_meanwhile_is_answered(
+    configured: Configured, worker: WorkerPartner, second: WorkerPartner
+) -> None:
+    async with crowded(configured, worker, replacement=Replacement.PROGRESS) as (queen, hive):
+        await until(lambda: hive.stopped == [WORKER])
+        assert not hive.spawned
+        asking = asyncio.create_task(ask(queen))
+        await until(lambda: queen.core.admission.waiting == 1)
+        await queen.beat(told(STOPPED, reason="requested"), api_url=hive.url)  # its memory is free again
+        await until(lambda: not queen.core.declared._drains.under_way)
+        await queen.beat(api_url=hive.url)
+        sweep(queen, now())
+        await until(lambda: hive.spawned)
+        assert hive.spawned[0]["worker_id"] == CHANGED_WORKER
+        await queen.tell(told(LOADING, CHANGED_WORKER))
+        await queen.tell(told(IDLE, CHANGED_WORKER, url=second.url))
+        status, body = await asking
+        assert (status, body["answer"]) == (200, "other")
+        assert await queen.metric('queen_rbee_drains_total{reason="makes_way"}') == 1
+        assert await queen.metric("queen_rbee_replacements_failed_total") == 0
+
+
+def test_how_workers_are_replaced_changes_none_of_them() -> None:
+    progress = msgspec.structs.replace(DECLARED, replacement=Replacement.PROGRESS)
+    assert worker_id_of(NAME, progress) == WORKER

@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbee.queen.placement.life import REPLACE_AGAIN_S, Failed, Life
-from rbee.queen.placement.scaling import SURPLUS_S, Drain, Further, Limits, Replica, Why, replacement, surplus
+from rbee.queen.placement.scaling import (
+    SURPLUS_S,
+    Drain,
+    Further,
+    Limits,
+    Replica,
+    Why,
+    makes_way,
+    replacement,
+    surplus,
+)
 from rbee.queen.routing.decision import Key
 from rbee.wire.messages import WorkerState
 
@@ -215,3 +225,36 @@ def test_whatever_happens_it_comes_to_rest_at_what_is_declared(
     for _ in range(700):
         fleet.tick()
     assert fleet.orders == orders
+
+
+@pytest.mark.parametrize(
+    ("replicas", "even_the_last", "ends"),
+    [
+        ([old(1), old(2)], False, True),
+        ([old(1), new(2)], False, True),
+        ([old(1), new(2, LOADING)], False, False),
+        ([old(1), old(2, STALE)], False, False),
+        ([old(1)], False, False),
+        ([old(1)], True, True),
+        ([old(1, DRAINING), old(2)], True, True),
+        ([old(1, FAILED), old(2)], True, False),
+        ([old(2)], True, False),
+    ],
+)
+def test_a_former_one_ends_first_while_another_serves_or_where_progress_is_wanted(
+    replicas: list[Replica], even_the_last: bool, ends: bool
+) -> None:
+    assert makes_way(old(1).key, replicas, even_the_last=even_the_last) == (
+        Drain(old(1).key, Why.MAKES_WAY) if ends else None
+    )
+
+
+def test_after_one_made_way_the_new_one_starts_in_its_place_and_no_second_one_ends_meanwhile() -> None:
+    life, limits = Life(), Limits(2, 2)
+    assert life.make_way([old(1), old(2)], even_the_last=True) is None  # nothing is being replaced
+    assert life.step(limits, [old(1), old(2)], 0.0) == Further(1, replaces=old(1).key)
+    assert life.make_way([old(1), old(2)], even_the_last=False) == Drain(old(1).key, Why.MAKES_WAY)
+    assert life.step(limits, [old(1, DRAINING), old(2)], 1.0) is None
+    assert life.step(limits, [old(2)], 2.0) == Further(1)
+    assert life.step(limits, [old(2), new(1, LOADING)], 3.0) is None
+    assert life.step(limits, [old(2), new(1)], 4.0) == Further(2, replaces=old(2).key)

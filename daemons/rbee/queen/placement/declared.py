@@ -16,8 +16,8 @@ from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Change, Worker
 from rbee.queen.routing.decision import Key
 from rbee.queen.routing.metrics import PlacingMetrics
-from rbee.wire.declarations import DeclaredModel
-from rbee.wire.errors import HiveUnreachable, RbeeError
+from rbee.wire.declarations import DeclaredModel, Replacement
+from rbee.wire.errors import HiveUnreachable, InsufficientResources, RbeeError
 from rbee.wire.log import ALERT, log
 from rbee.wire.messages import SpawnRequest, WorkerState
 from rbee.wire.tasks import TaskOwner
@@ -233,18 +233,16 @@ class DeclaredModels:
     async def _run(self, model: str, declared: DeclaredModel, request: SpawnRequest, placing: _Placing) -> None:
         error: RbeeError | None = None
         try:
-            need = Need(
-                declared.reference, declared.backend, declared.device, strategy=declared.placement,
-                labels=frozenset(declared.labels),
-            )  # fmt: skip
+            need = _need(declared)
             log(LOGGER, logging.INFO, "placing a worker of a declared model", model=model, worker=request.worker_id)
             hive, _ = await self._placements.spawn(need, request)
             async with asyncio.timeout(REPORT_LIMIT_S):
                 await placing.reported.wait()
         except RbeeError as refused:
-            error = refused
-            log(LOGGER, logging.ERROR, "a worker of a declared model was not started", model=model, code=refused.code,
-                why=refused.message)  # fmt: skip
+            if not (isinstance(refused, InsufficientResources) and await self._made_way(model, declared)):
+                error = refused
+                log(LOGGER, logging.ERROR, "a worker of a declared model was not started", model=model,
+                    code=refused.code, why=refused.message)  # fmt: skip
         except TimeoutError:
             error = HiveUnreachable(
                 f"hive {hive.hive_id} took the start of a worker and has not told of it since: see "
@@ -258,6 +256,28 @@ class DeclaredModels:
         self._came_of(model, error)
         self._settled(model, placing.ended, error)
 
+    async def _made_way(self, model: str, declared: DeclaredModel) -> bool:
+        """Begin to end the former worker whose replacement fits only in its memory; False where it is to go on."""
+        life = self._lives.get(model)
+        former = None if life is None or life.replacing is None else self._registry.worker(life.replacing.former)
+        if life is None or former is None:
+            return False
+        try:
+            fits = await self._placements.fits_without(_need(declared), former, declared.node)
+        except RbeeError:
+            return False
+        if not fits or declared != self._models.get(model):
+            return False
+        replicas = self._replicas(model, declared, time.monotonic())
+        move = life.make_way(replicas, even_the_last=declared.replacement is Replacement.PROGRESS)
+        if move is None:
+            return False
+        log(LOGGER, ALERT, "a worker ends before its replacement starts: both do not fit", model=model,
+            worker=str(move.key), others_serve=any(one.state.ready for one in replicas if one.key != move.key),
+        )  # fmt: skip
+        self._drains.begin(move.key, move.why)
+        return True
+
     def _came_of(self, model: str, error: RbeeError | None) -> None:
         if model in self._models:
             life = self._lives.setdefault(model, Life())
@@ -265,6 +285,13 @@ class DeclaredModels:
                 life.well()
             else:
                 self._failed(model, life, f"no worker was started: {error.message}", time.monotonic())
+
+
+def _need(declared: DeclaredModel) -> Need:
+    return Need(
+        declared.reference, declared.backend, declared.device, strategy=declared.placement,
+        labels=frozenset(declared.labels),
+    )  # fmt: skip
 
 
 def _limits(declared: DeclaredModel) -> Limits:

@@ -11,6 +11,7 @@ from rbee.queen.placement.scaling import (
     Replica,
     Why,
     further,
+    makes_way,
     pressed,
     replacement,
     surplus,
@@ -85,6 +86,8 @@ class Life:
     def _replace(self, limits: Limits, replicas: Sequence[Replica], now: float) -> Move | None:
         if self.replacing is not None:
             return self._go_on(self.replacing, replicas)
+        if any(one.former and one.state is WorkerState.DRAINING for one in replicas):
+            return None  # its memory may be what the next one needs
         if now < self._replace_not_before:
             return None
         move = replacement(limits, replicas)
@@ -122,6 +125,16 @@ class Life:
         move = surplus(limits, replicas, over_s=over_s, quiet_s=quiet_s)
         if move is not None:
             self._over_since, self._pressed_at = None, now  # the rest show for as long whether they are enough
+        return move
+
+    def make_way(self, replicas: Sequence[Replica], *, even_the_last: bool) -> Drain | None:
+        """The end of the former one, before its replacement, where that fits only in its memory; None: it goes on."""
+        if self.replacing is None:
+            return None
+        move = makes_way(self.replacing.former, replicas, even_the_last=even_the_last)
+        if move is not None:
+            self._well()
+            self.replacing = None
         return move
 
     def failed(self, now: float, why: str) -> bool:

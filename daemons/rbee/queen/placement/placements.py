@@ -11,11 +11,12 @@ import msgspec
 
 from rbee.queen.hives.client import HiveClient, JsonObject
 from rbee.queen.placement.decision import Decision, Need, Option, decide
+from rbee.queen.placement.eviction import make_room
 from rbee.queen.placement.refusals import refusal
-from rbee.queen.placement.room import Room
+from rbee.queen.placement.room import Room, held_by
 from rbee.queen.placement.survey import survey
 from rbee.queen.registry.registry import Registry
-from rbee.queen.registry.rows import Hive
+from rbee.queen.registry.rows import Hive, Worker
 from rbee.queen.routing.decision import Key
 from rbee.queen.routing.metrics import PlacingMetrics
 from rbee.wire.errors import Conflict, HiveUnreachable, InsufficientResources, RbeeError
@@ -87,6 +88,14 @@ class Placements:
             log(LOGGER, logging.WARNING, "a worker fits nowhere", worker=worker_id, code=error.code, why=error.message)
             raise
         return self._promise(decision, decision.chosen, worker_id, hives), decision.chosen
+
+    async def fits_without(self, need: Need, worker: Worker, node: str | None = None) -> bool:
+        """Whether a worker that fits nowhere now would, by the estimates, fit in the memory of that other one.
+
+        ``node`` pins it. Raises what :meth:`place` raises but for the want of memory.
+        """
+        decision, sizes = await self._decide(need, self._candidates(node, need.labels))
+        return decision.chosen is not None or bool(make_room(decision, [held_by(worker, sizes)]))
 
     async def _decide(self, need: Need, hives: Sequence[Hive]) -> tuple[Decision, dict[str, int]]:
         """The decision of this moment, and bytes of models by their reference; a promise of it is made at once."""

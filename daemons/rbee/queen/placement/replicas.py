@@ -10,7 +10,7 @@ import msgspec
 from rbee.queen.placement.scaling import Replica
 from rbee.queen.registry.rows import Worker
 from rbee.queen.routing.decision import Key, startable
-from rbee.wire.declarations import DeclaredModel, Replicas
+from rbee.wire.declarations import DeclaredModel, Replacement, Replicas
 from rbee.wire.messages import SpawnRequest, WorkerState
 
 DOUBTFUL_S = 600.0
@@ -24,9 +24,9 @@ def worker_id_of(model: str, declared: DeclaredModel, number: int = 1) -> str:
     """The id of one of the model's workers: what a person recognises, a digest of the declaration, and its number.
 
     A changed declaration is another worker, which no definition of the former one stands in the way of; how many
-    there are to be changes none of them.
+    there are to be, and how they are replaced, changes none of them.
     """
-    declared = msgspec.structs.replace(declared, replicas=Replicas())
+    declared = msgspec.structs.replace(declared, replicas=Replicas(), replacement=Replacement.AVAILABILITY)
     digest = hashlib.sha256(model.encode() + b"\0" + msgspec.json.encode(declared)).hexdigest()[:8]
     return f"{_slug(model)}-{digest}" if number == 1 else f"{_slug(model)}-{digest}-{number}"
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from rbee.queen.hives.client import HiveClient
 from rbee.queen.placement.decision import Decision, memory_of
 from rbee.queen.placement.eviction import Idle, make_room
+from rbee.queen.placement.replicas import idle_s
 from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Change, Worker
 from rbee.queen.routing.decision import Key
@@ -50,18 +51,11 @@ class Room:
         return any(ended)
 
     def _idle(self, sizes: Mapping[str, int]) -> list[Idle]:
-        now, unix = time.monotonic(), time.time()
         idle = []
         for worker in self._evictable():
-            report = worker.report
-            since = report.ready_unix or report.since_unix
-            idle_s = now - worker.used_at if worker.used_at else max(0.0, unix - since)
-            if worker.state is not WorkerState.IDLE or worker.in_flight or idle_s < self.idle_s:
-                continue
-            load_s = since - report.spawned_unix if report.spawned_unix else _UNKNOWN_LOAD_S
-            device = report.device if report.backend is Backend.CUDA else None
-            held = memory_of(sizes.get(report.model_ref or "", 0))
-            idle.append(Idle(worker.key.hive_id, worker.key.worker_id, device, held, idle_s, load_s))
+            one = held_by(worker, sizes)
+            if worker.state is WorkerState.IDLE and not worker.in_flight and one.idle_s >= self.idle_s:
+                idle.append(one)
         return idle
 
     async def _end(self, one: Idle, model_ref: str) -> bool:
@@ -91,3 +85,13 @@ class Room:
             ended = self._ending.get(change.worker.key)
             if ended is not None:
                 ended.set()
+
+
+def held_by(worker: Worker, sizes: Mapping[str, int]) -> Idle:
+    """What the worker's end would free, and cost; ``sizes`` are bytes of models by their reference."""
+    report = worker.report
+    since = report.ready_unix or report.since_unix
+    load_s = since - report.spawned_unix if report.spawned_unix else _UNKNOWN_LOAD_S
+    device = report.device if report.backend is Backend.CUDA else None
+    held = memory_of(sizes.get(report.model_ref or "", 0))
+    return Idle(worker.key.hive_id, worker.key.worker_id, device, held, idle_s(worker, time.monotonic()), load_s)

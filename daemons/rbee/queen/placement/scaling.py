@@ -77,6 +77,7 @@ class Why(enum.StrEnum):
     REPLACED = "replaced"
     SURPLUS = "surplus"
     IDLE = "idle"
+    MAKES_WAY = "makes_way"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,16 @@ def replacement(limits: Limits, replicas: Sequence[Replica]) -> Further | Drain 
     taken = {one.number for one in current}
     number = next(number for number in range(1, limits.most + 1) if number not in taken)
     return Further(number, ended=any(one.number == number for one in replicas), replaces=goes.key)
+
+
+def makes_way(former: Key, replicas: Sequence[Replica], *, even_the_last: bool) -> Drain | None:
+    """End ``former`` before its replacement starts, which fits only in its memory: while another one serves.
+
+    ``even_the_last``: also where none does, and requests wait for as long as the new one takes to load.
+    """
+    others = any(one.state.ready for one in replicas if one.key != former)
+    there = any(one.key == former and one.former and one.up for one in replicas)
+    return Drain(former, Why.MAKES_WAY) if there and (others or even_the_last) else None
 
 
 def pressed(replicas: Sequence[Replica]) -> bool:

@@ -91,7 +91,8 @@ class PlacingMetrics:
         )
         self.drains = Counter(
             "queen_rbee_drains_total",
-            "Workers of declared models that ended: replaced by one of a changed declaration, surplus, or idle",
+            "Workers of declared models that ended: replaced by one of a changed declaration, before that one "
+            "starts for want of memory (makes_way), surplus, or idle",
             ("reason",),
             registry=registry,
         )
