@@ -1,5 +1,6 @@
 """Unpacks a tar archive: regular files only, nothing outside its folder, no more than the disk has room for. Blocks."""
 
+import errno
 import gzip
 import os
 import tarfile
@@ -54,6 +55,8 @@ def unpack(archive: Path, folder: Path, reserve: int, stopping: threading.Event)
     except (FileExistsError, NotADirectoryError) as error:
         raise _bad("holds two files of one name: pack each file once") from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise _bad("holds a name that is too long for this disk: pack its files under shorter ones") from error
         raise refused(error) from error
 
 

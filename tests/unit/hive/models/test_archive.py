@@ -97,6 +97,7 @@ def sparse_map() -> bytes:
         pytest.param(pax(path="../../evil") + member("a", b"x"), id="path out"),
         pytest.param(member("a", b"x") + member("a", b"y"), id="one name twice"),
         pytest.param(member("a", b"x") + member("a/b", b"y"), id="file as a folder"),
+        pytest.param(pax(path="a" * 300) + member("a", b"x"), id="name too long"),
         pytest.param(header("a", 5_000) + b"short", id="cut off"),
     ],
 )  # fmt: skip
