@@ -73,6 +73,8 @@ def _listed(stream: TarStream, room: int) -> list[_Member]:
         for _ in range(MOST_ENTRIES):
             entry = tar.next()
             if entry is None:
+                if not files:
+                    raise _bad("holds no file: pack the model's files with tar(1)")
                 return files
             if not entry.isdir():
                 files.append(_checked(entry))

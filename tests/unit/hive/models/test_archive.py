@@ -120,6 +120,12 @@ def test_an_archive_made_to_do_harm_is_refused_for_what_it_is(
     assert not list(tmp_path.parent.rglob("evil"))
 
 
+@pytest.mark.parametrize("content", [member("empty/", b"", tarfile.DIRTYPE), b""])
+def test_an_archive_without_a_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(DownloadFailed, match="holds no file"):
+        unpacked(tmp_path, content + bytes(2 * BLOCK))
+
+
 def test_more_entries_than_a_model_may_have_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "MOST_ENTRIES", 40)
     monkeypatch.setattr(archive, "MOST_FILES", 20)
