@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from rbee.worker.engine.batch.plan import (
     LEAST_TOKENS,
+    MOST_SHARE,
     MOST_TOKENS,
     READING_SHARE,
     Pace,
@@ -60,12 +61,13 @@ def test_nothing_to_do_is_no_plan() -> None:
     assert plan_step([], Pace()) == StepPlan((), ())
 
 
-def test_the_time_is_shared_by_who_waits() -> None:
+def test_reading_has_most_of_a_step_where_more_rows_wait_than_decode() -> None:
     pace = Pace(0.01)
     assert reading_time(0, 5, pace) is None
     assert reading_time(8, 1, pace) == pytest.approx(READING_SHARE * 0.01)
-    assert reading_time(2, 6, pace) == pytest.approx(READING_SHARE * 0.03)
-    assert reading_time(1, 500, pace) == pytest.approx(READING_SHARE * 0.08)
+    assert reading_time(4, 4, pace) == pytest.approx(READING_SHARE * 0.01)
+    assert reading_time(4, 5, pace) == pytest.approx(READING_SHARE * MOST_SHARE * 0.01)
+    assert reading_time(1, 500, pace) == pytest.approx(READING_SHARE * MOST_SHARE * 0.01)
 
 
 @given(st.floats(0.0005, 0.01), st.floats(0.00005, 0.005), st.floats(0.002, 0.05))
