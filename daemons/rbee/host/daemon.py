@@ -24,6 +24,8 @@ EXIT_FAILURE = 1
 EXIT_UNAVAILABLE = 69
 EXIT_CONFIG = 78
 _RELOAD_LIMIT_S = 30.0
+_COLLECT_AFTER = (10_000, 50, 100)
+"""Objects, and rounds of the generations below, after which garbage in cycles is looked for."""
 
 
 class Daemon(Protocol):
@@ -131,7 +133,10 @@ async def _until_stopped(daemon: Daemon, started: asyncio.Event, stop: asyncio.E
 
     async def live() -> None:
         await daemon.start()
-        gc.freeze()  # what lives as long as the process is not searched for garbage again and again
+        # what lives as long as the process is not searched for garbage again and again, nor the rest after each 700
+        # objects: nearly all of it goes by its count of references
+        gc.set_threshold(*_COLLECT_AFTER)
+        gc.freeze()
         started.set()
         await daemon.wait()
 
