@@ -41,9 +41,13 @@ def measure(bench: report.Bench, machine: str, quick: bool) -> report.Result:
 def main(arguments: list[str]) -> int:
     """0 when it measured, whatever the figures."""
     parser = argparse.ArgumentParser(prog="tests/bench/run")
-    parser.add_argument("name", choices=[*BENCHES, "all"])
+    parser.add_argument("name", choices=[*BENCHES, "all", "page"])
     parser.add_argument("--quick", action="store_true", help="fewer rounds: within 50 s each")
     options = parser.parse_args(arguments)
+    if options.name == "page":
+        kept = [(bench, result) for bench in _ALL if (result := report.Result.kept(bench)) is not None]
+        print(f"written to {report.write_page(kept)}")
+        return 0
     wanted = list(BENCHES.values()) if options.name == "all" else [BENCHES[options.name]]
     machine = place.host()  # once: the load that one bench leaves behind is no other work on the host
     try:

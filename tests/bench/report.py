@@ -4,7 +4,7 @@ import datetime
 import json
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,15 @@ class Result:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         metrics = {figure.name: _rounded(found.metrics.get(figure.name)) for figure in bench.figures}
         return cls(bench.name, now, machine, quick, metrics, found.rounds)
+
+    @classmethod
+    def kept(cls, bench: Bench) -> "Result | None":
+        """The last result of the bench that was saved here, None where there is none."""
+        path = RESULTS / f"{bench.name}.json"
+        if not path.exists():
+            return None
+        found = cls(**json.loads(path.read_text()))
+        return replace(found, metrics={figure.name: found.metrics.get(figure.name) for figure in bench.figures})
 
     def save(self) -> Path:
         """Write build/bench/NAME.json."""
