@@ -10,6 +10,7 @@ from pathlib import Path
 from aiohttp import web
 
 from rbee import __version__
+from rbee.host.audit.entries import SYSTEM
 from rbee.host.audit.reload import record_refused_reload, record_reload, record_tokens
 from rbee.host.config import Loaded
 from rbee.host.credentials import find_named, find_secret, load_secret
@@ -23,8 +24,8 @@ from rbee.queen.core import Core, OutgoingTokens, states
 from rbee.queen.express.connection import ExpressConnection
 from rbee.queen.express.lane import Lane
 from rbee.queen.nodes.routes import NodeRoutes
+from rbee.queen.placement.record import record_declarations
 from rbee.queen.placement.routes import DeclarationRoutes
-from rbee.queen.reload import record_declarations
 from rbee.queen.requests.reply import CARRIED, name_times
 from rbee.queen.routes.hives import HiveRoutes
 from rbee.queen.routes.inference import OPENAI_ROUTES, InferenceRoutes
@@ -120,7 +121,7 @@ class QueenDaemon:
         set_level(loaded.value.log_level)
         self.core.reconfigure(loaded.value)
         record_reload(self.core.audit, before, loaded.value)
-        record_declarations(self.core.audit, before.models, loaded.value.models)
+        record_declarations(self.core.audit, SYSTEM, before.models, loaded.value.models)
         record_tokens(self.core.audit, tokens, self._tokens())
         log(LOGGER, logging.INFO, "configuration reloaded", **loaded.describe())
 

@@ -1,5 +1,6 @@
 """Declarations by the API: stored for good, below those of the configuration, and in force at once."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,20 @@ async def test_a_stored_declaration_is_in_force_at_once_and_is_forgotten(queen: 
     assert await delete(queen) == (204, "")
     assert await delete(queen) == (204, "")
     assert (await listed(queen), await known(queen)) == ([], set())
+
+
+async def test_who_declared_what_is_in_the_audit_log(configured: Configured, tmp_path: Path) -> None:
+    async with configured() as queen:
+        await put(queen, **BODY)
+        await put(queen, **BODY)  # as it was: nothing changed
+        await put(queen, **BODY | {"slots": 3})
+        await delete(queen)
+        await delete(queen)
+    written = map(json.loads, (tmp_path / "state/queen/audit.jsonl").read_text().splitlines())
+    declared = [entry for entry in written if entry.get("event_type") == "model.declare"]
+    assert [entry["details"]["change"] for entry in declared] == ["added", "changed", "removed"]
+    assert {(entry["details"]["model"], entry["details"]["model_ref"]) for entry in declared} == {(NAME, REFERENCE)}
+    assert not {entry["actor"] for entry in declared} & {"", "system"}
 
 
 async def test_workers_that_are_to_be_kept_start_without_a_request(queen: RunningQueen) -> None:
