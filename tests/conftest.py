@@ -3,7 +3,7 @@
 from collections.abc import Generator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.machines.testbed import debs, packages, project, trees
 from tests.machines.testbed.fixtures import (
@@ -22,8 +22,8 @@ __all__ = ["bare_machine", "installation", "machine", "network", "release", "rep
 
 _SHOWN_LINES = 40
 
-# an example that takes long on a busy machine is no failure: each test has pytest's own time limit
-settings.register_profile("rbee", deadline=None)
+# examples that take long on a busy machine are no failure: each test has pytest's own time limit
+settings.register_profile("rbee", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rbee")
 
 
