@@ -402,8 +402,8 @@ def status_text(node: House, story: Story) -> None:
     until(lambda: node.unit("fresh")["StatusText"] == f"loading: {text}", 5)
     shown = node.machine.systemctl("status", "rbee-worker@fresh", check=False)
     assert f'Status: "loading: {text}"' in shown
-    row = node.wait_state("fresh", "loading")
-    assert row["progress"]["stage"] == "creating the session"
+    node.wait_state("fresh", "loading")
+    until(lambda: (node.rows()["fresh"].get("progress") or {}).get("stage") == "creating the session", 5)
 
 
 @then("READY=1 came after the warm-up: the stream's last words are warmed up, ready and [DONE]")
