@@ -61,12 +61,12 @@ def test_nothing_to_do_is_no_plan() -> None:
     assert plan_step([], Pace()) == StepPlan((), ())
 
 
-def test_reading_has_most_of_a_step_where_more_rows_wait_than_decode() -> None:
+def test_reading_has_the_more_of_a_step_the_more_rows_wait_than_decode() -> None:
     pace = Pace(0.01)
     assert reading_time(0, 5, pace) is None
     assert reading_time(8, 1, pace) == pytest.approx(READING_SHARE * 0.01)
     assert reading_time(4, 4, pace) == pytest.approx(READING_SHARE * 0.01)
-    assert reading_time(4, 5, pace) == pytest.approx(READING_SHARE * MOST_SHARE * 0.01)
+    assert reading_time(2, 3, pace) == pytest.approx(READING_SHARE * 0.0225)
     assert reading_time(1, 500, pace) == pytest.approx(READING_SHARE * MOST_SHARE * 0.01)
 
 

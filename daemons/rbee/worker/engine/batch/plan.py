@@ -12,7 +12,7 @@ FIRST_TOKENS = 16.0
 READING_SHARE = 1.3
 """Time that reading may take in a step, in decoding steps, where as many rows decode as wait to be read."""
 MOST_SHARE = 8.0
-"""So many times that where more wait than decode."""
+"""At most so many times that where more wait than decode."""
 SMOOTHING, SMOOTHING_BESIDE = 0.2, 0.02
 """Weight of a step's time in the pace: of one without reading, and of one with it, which drives weights from caches."""
 SLOWEST_CHANGE, FASTEST_CHANGE = 0.7, 1.5
@@ -78,12 +78,12 @@ def is_decoding(row: RowView) -> bool:
 def reading_time(decoding: int, reading: int, pace: Pace) -> float | None:
     """Seconds that reading may take in this step; None where nobody decodes, whom it would hold up.
 
-    Where more rows wait to be read than decode, reading has most of the step: those that decode are held up for it, but
-    all are the sooner in one large batch, whose steps cost little more than a small one's.
+    It grows with the square of the rows that wait for each that decodes: few are hardly held up by a few, a crowd is
+    the sooner in one large batch, whose steps cost little more than a small one's.
     """
     if decoding == 0:
         return None
-    return READING_SHARE * (MOST_SHARE if reading > decoding else 1.0) * pace.decode_s
+    return READING_SHARE * min(MOST_SHARE, max(1.0, reading / decoding) ** 2) * pace.decode_s
 
 
 def plan_step(rows: Sequence[RowView], pace: Pace, *, most: int = MOST_TOKENS, whole: bool = False) -> StepPlan:
