@@ -68,9 +68,7 @@ class EmbeddingsRoutes:
 
 async def _written(found: Embedded, encoding: str, model: str, runner: Runner) -> bytes:
     """The answer's body, written in a thread of ``runner`` where it is large."""
-    if found.vectors.size <= LARGE:
-        return _answer(found, encoding, model)
-    return await runner.step(lambda _: _answer(found, encoding, model))
+    return await runner.off_loop(lambda: _answer(found, encoding, model), large=found.vectors.size > LARGE)
 
 
 def _answer(found: Embedded, encoding: str, model: str) -> bytes:

@@ -102,9 +102,7 @@ class _Writer:
 
 async def _written(found: Ranked, writer: _Writer, runner: Runner) -> bytes:
     """The answer's body, written in a thread of ``runner`` where it is large."""
-    if not writer.is_large(found):
-        return writer.answer(found)
-    return await runner.step(lambda _: writer.answer(found))
+    return await runner.off_loop(lambda: writer.answer(found), large=writer.is_large(found))
 
 
 def _results(scores: Sequence[float], texts: Sequence[str] | None, most: int | None) -> list[dict[str, object]]:

@@ -108,6 +108,10 @@ class Runner:
             raise step.error
         return step.result
 
+    async def off_loop(self, work: Callable[[], T], *, large: bool) -> T:
+        """Do ``work``: in a thread where it is ``large``, else in the event loop, which it does not hold for long."""
+        return await self.step(lambda _: work()) if large else work()
+
     def fail(self, error: Exception) -> None:
         """Nothing can be run any more: ``failure`` gets the reason, once; from any thread."""
         with contextlib.suppress(InvalidStateError):

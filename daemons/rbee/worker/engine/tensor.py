@@ -96,15 +96,12 @@ class TensorModel:
         """
         if self._shared is None:
             return await self._runner.step(lambda options: self._whole(read, options))
-        small = size <= SMALL_BYTES
-        row, write = self._begin(read) if small else await self._runner.step(lambda _: self._begin(read))
+        row, write = await self._runner.off_loop(lambda: self._begin(read), large=size > SMALL_BYTES)
         (arrays,) = await self._shared.results([row])
         outputs = self._named(row.wanted, arrays)
-        if all(output.values.dtype.kind != "O" for output in outputs) and (
-            sum(output.values.nbytes for output in outputs) <= SMALL_BYTES
-        ):
-            return write(outputs)  # what texts take is not known beforehand
-        return await self._runner.step(lambda _: write(outputs))
+        texts = any(output.values.dtype.kind == "O" for output in outputs)  # what they take is not known beforehand
+        large = texts or sum(output.values.nbytes for output in outputs) > SMALL_BYTES
+        return await self._runner.off_loop(lambda: write(outputs), large=large)
 
     def _whole(self, read: Callable[[], Reading[T]], options: RunOptions) -> T:
         row, write = self._begin(read)
