@@ -35,8 +35,20 @@ class Pace:
         self._let = 0
         self._left_out = 0
 
-    def allows(self, now: float) -> bool:
-        """Whether one more may be written at ``now`` (seconds)."""
+    def passes(self, logger: logging.Logger, level: int, now: float, *, counted: str) -> bool:
+        """Whether one more record, which callers bring about, is to be written at ``now`` (seconds).
+
+        The journal takes 10,000 in 30 s from a unit and drops what is more, errors too. Those held back are counted in
+        a record of their own, with the words ``counted``, before the next one that is not.
+        """
+        if not logger.isEnabledFor(level) or not self._allows(now):
+            return False
+        unnamed, self._left_out = self._left_out, 0
+        if unnamed:
+            log(logger, level, counted, requests=unnamed)
+        return True
+
+    def _allows(self, now: float) -> bool:
         if int(now) != self._second:
             self._second, self._let = int(now), 0
         self._let += 1
@@ -44,24 +56,3 @@ class Pace:
             self._left_out += 1
             return False
         return True
-
-    def take_left_out(self) -> int:
-        """How many were held back since the last call."""
-        left_out, self._left_out = self._left_out, 0
-        return left_out
-
-
-def log_paced(
-    logger: logging.Logger, level: int, message: str, pace: Pace, now: float, *, counted: str, **fields: object
-) -> None:
-    """Write one of the records that callers bring about, unless ``pace`` holds it back at ``now`` (seconds).
-
-    The journal takes 10,000 in 30 s from a unit and drops what is more, errors too. Those held back are counted, with
-    the words ``counted``, before the next one that is not.
-    """
-    if not logger.isEnabledFor(level) or not pace.allows(now):
-        return
-    unnamed = pace.take_left_out()
-    if unnamed:
-        log(logger, level, counted, requests=unnamed)
-    log(logger, level, message, **fields)

@@ -1,7 +1,6 @@
 """The requests that run or wait for a slot: ids, deadlines, and the one way to cancel each of them."""
 
 import asyncio
-import functools
 import logging
 import time
 from collections import deque
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from rbee.wire import context
 from rbee.wire.deadline import Deadline
 from rbee.wire.errors import AllSlotsBusy, Conflict, Draining, InferenceCancelled, InferenceError, RbeeError
-from rbee.wire.log import Pace, log, log_paced
+from rbee.wire.log import Pace, log
 
 LOGGER = logging.getLogger(__name__)
 BUSY_RETRY_S = 1.0
@@ -236,11 +235,10 @@ class RunningRequests:
     def _record(self, running: RunningRequest, outcome: str) -> None:
         """Past 100 a second, requests that ended well are counted, not named."""
         now = self._clock()
-        write: Callable[..., None] = log
-        if outcome == "ok":
-            counted = "requests ended well, and not recorded one by one"
-            write = functools.partial(log_paced, pace=self._pace, now=now, counted=counted)
-        write(
+        counted = "requests ended well, and not recorded one by one"
+        if outcome == "ok" and not self._pace.passes(LOGGER, logging.INFO, now, counted=counted):
+            return
+        log(
             LOGGER,
             logging.INFO,
             "request ended",

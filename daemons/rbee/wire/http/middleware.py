@@ -28,7 +28,7 @@ from rbee.wire.errors import (
 from rbee.wire.http.callers import CallerWatch
 from rbee.wire.http.invalid import InvalidPace
 from rbee.wire.http.metrics import HttpMetrics, exemplar
-from rbee.wire.log import Pace, log, log_paced
+from rbee.wire.log import Pace, log
 from rbee.wire.peer import PeerAdmins
 
 LOGGER = logging.getLogger(__name__)
@@ -285,11 +285,12 @@ def _identify(request: web.Request, verifier: TokenVerifier, admins: PeerAdmins,
         identity = verifier.verify(request.headers.get("Authorization"))
     except RbeeError as error:
         who = error.details.pop("identity", None)
-        log_paced(
-            LOGGER, logging.WARNING, "authentication failed", _refused, time.monotonic(),
-            counted="authentication failed, and not recorded one by one", route=_route(request),
-            reason=error.details.get("reason"), identity=who, code=error.code,
-        )  # fmt: skip
+        counted = "authentication failed, and not recorded one by one"
+        if _refused.passes(LOGGER, logging.WARNING, time.monotonic(), counted=counted):
+            log(
+                LOGGER, logging.WARNING, "authentication failed", route=_route(request),
+                reason=error.details.get("reason"), identity=who, code=error.code,
+            )  # fmt: skip
         watch.refused(str(error.details.get("reason")), who, _route(request), request.remote)
         raise
     if getattr(_function(request.match_info.handler), _ROUTINE, False):
@@ -305,11 +306,11 @@ _let_in, _refused = Pace(MOST_RECORDS), Pace(MOST_RECORDS)
 
 def record_authenticated(identity: Identity, *, correlation_id: str | None = None) -> None:
     """Record that a caller was let in, at level info; past 200 a second such callers are counted, not named."""
-    log_paced(
-        LOGGER, logging.INFO, "authenticated", _let_in, time.monotonic(),
-        counted="authenticated, and not recorded one by one", identity=identity.name, role=identity.role.value,
-        correlation_id=correlation_id,
-    )  # fmt: skip
+    if _let_in.passes(LOGGER, logging.INFO, time.monotonic(), counted="authenticated, and not recorded one by one"):
+        log(
+            LOGGER, logging.INFO, "authenticated", identity=identity.name, role=identity.role.value,
+            correlation_id=correlation_id,
+        )  # fmt: skip
 
 
 def _refuse_foreign_page(origin: str | None) -> None:
