@@ -1,24 +1,31 @@
 """GPUs through NVML, the driver's own library (nvidia-ml-py)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pynvml
 
 from rbee.host.machine import GpuProcess
 from rbee.wire.messages import GpuFacts
 
 
+@contextmanager
+def _driver() -> Iterator[None]:
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def gpu_list() -> tuple[list[GpuFacts], str]:
     """The GPUs that the driver shows and its version; nothing without a driver, and no GPU that it has lost."""
     try:
-        pynvml.nvmlInit()
+        with _driver():
+            found = [_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+            return [gpu for gpu in found if gpu is not None], _text(pynvml.nvmlSystemGetDriverVersion())
     except pynvml.NVMLError:
         return [], ""
-    try:
-        found = [_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [gpu for gpu in found if gpu is not None], _text(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return [], ""
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _gpu(index: int) -> GpuFacts | None:
@@ -43,15 +50,10 @@ def _gpu(index: int) -> GpuFacts | None:
 def gpu_processes() -> list[GpuProcess]:
     """Every process that the driver counts memory of a GPU for; those of a GPU that does not tell are left out."""
     try:
-        pynvml.nvmlInit()
+        with _driver():
+            return [each for index in range(pynvml.nvmlDeviceGetCount()) for each in _processes(index)]
     except pynvml.NVMLError:
         return []
-    try:
-        return [each for index in range(pynvml.nvmlDeviceGetCount()) for each in _processes(index)]
-    except pynvml.NVMLError:
-        return []
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _processes(index: int) -> list[GpuProcess]:

@@ -2,7 +2,6 @@
 
 import errno
 import gzip
-import os
 import tarfile
 import threading
 import zlib
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rbee.hive.models.listing import MOST_FILES, safe_path
-from rbee.hive.models.sink import disk_full, refused
+from rbee.hive.models.sink import disk_full, free_bytes, refused
 from rbee.hive.models.tar_stream import TarStream
 from rbee.wire.errors import DownloadFailed
 
@@ -46,7 +45,7 @@ def unpack(archive: Path, folder: Path, reserve: int, stopping: threading.Event)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TarStream(archive, stopping) as stream:
-            members = _listed(stream, _room(folder, reserve))
+            members = _listed(stream, free_bytes(folder) - reserve)
             top = _common_top([member.path for member in members])
             for member in members:
                 _extract(stream, member, folder / member.path.removeprefix(top), reserve)
@@ -101,11 +100,6 @@ def _common_top(names: list[str]) -> str:
     return f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""
 
 
-def _room(folder: Path, reserve: int) -> int:
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize - reserve
-
-
 def _extract(stream: TarStream, member: _Member, target: Path, reserve: int) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     stream.begin_content(member.at, member.size)
@@ -117,5 +111,5 @@ def _extract(stream: TarStream, member: _Member, target: Path, reserve: int) -> 
                 raise EOFError
             file.write(chunk)
             left -= len(chunk)
-            if _room(target.parent, reserve) < 0:
+            if free_bytes(file.fileno()) < reserve:
                 raise disk_full("the disk became full while the archive was unpacked")

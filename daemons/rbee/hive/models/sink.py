@@ -56,10 +56,10 @@ class Sink:
             rest = memoryview(chunk)
             while rest:
                 rest = rest[file.write(rest) :]
-            disk = os.fstatvfs(file.fileno())
+            free = free_bytes(file.fileno())
         except OSError as error:
             raise refused(error) from error
-        if disk.f_bavail * disk.f_frsize < self._reserve:
+        if free < self._reserve:
             raise disk_full()
         self._count(chunk)
 
@@ -108,6 +108,12 @@ class Sink:
         self._sha256.update(chunk)
         if self._digest.kind != "sha256":
             self._git.update(chunk)
+
+
+def free_bytes(place: Path | int) -> int:
+    """Bytes that the disk of a folder, or of an open file, has room for."""
+    disk = os.statvfs(place)
+    return disk.f_bavail * disk.f_frsize
 
 
 def disk_full(message: str = "the disk became full while the model was written") -> InsufficientDisk:

@@ -12,9 +12,15 @@ def record_declarations(
 ) -> None:
     """One entry for each declaration that came, went, or differs, by ``actor``: a caller's name or SYSTEM."""
     for model in sorted(before.keys() | after.keys()):
-        old, new = before.get(model), after.get(model)
-        if old == new:
-            continue
-        change = "added" if old is None else "removed" if new is None else "changed"
-        reference = (new or old or DeclaredModel("")).reference
-        audit.record(EventType.MODEL_DECLARE, actor, model=model, model_ref=reference, change=change)
+        record_declaration(audit, actor, model, before.get(model), after.get(model))
+
+
+def record_declaration(
+    audit: AuditLog, actor: str, model: str, old: DeclaredModel | None, new: DeclaredModel | None
+) -> None:
+    """The entry of one model's declaration, where it came, went, or differs."""
+    if old == new:
+        return
+    change = "added" if old is None else "removed" if new is None else "changed"
+    reference = (new or old or DeclaredModel("")).reference
+    audit.record(EventType.MODEL_DECLARE, actor, model=model, model_ref=reference, change=change)

@@ -1,11 +1,9 @@
 """Routes of declared models, for administrators and clients of role ``api``."""
 
-from collections.abc import Mapping
-
 from aiohttp import web
 
 from rbee.queen.core import Core
-from rbee.queen.placement.record import record_declarations
+from rbee.queen.placement.record import record_declaration
 from rbee.wire.declarations import Declaration, DeclarationList, DeclaredModel
 from rbee.wire.http.middleware import IDENTITY
 from rbee.wire.http.operations import operation
@@ -38,7 +36,7 @@ class DeclarationRoutes:
         name = model_name(request.match_info["model"])
         declared = await read_json(request, DeclaredModel)
         model_reference(declared.reference)
-        before = self._core.declarations.in_force
+        before = self._core.declarations.in_force.get(name)
         stored = await self._core.declarations.put(name, declared)
         self._changed(request, name, before)
         return json_response(stored)
@@ -47,14 +45,13 @@ class DeclarationRoutes:
     async def delete(self, request: web.Request) -> web.StreamResponse:
         """Remove a declaration that the API stored: 204, also for one that is not there."""
         name = model_name(request.match_info["model"])
-        before = self._core.declarations.in_force
+        before = self._core.declarations.in_force.get(name)
         await self._core.declarations.remove(name)
         self._changed(request, name, before)
         return web.Response(status=204)
 
-    def _changed(self, request: web.Request, name: str, before: Mapping[str, DeclaredModel]) -> None:
+    def _changed(self, request: web.Request, name: str, before: DeclaredModel | None) -> None:
         """Put it in force, and record who changed it; ``before`` is what was in force."""
         core = self._core
         core.declarations_changed()
-        old, new = ({name: every[name]} if name in every else {} for every in (before, core.declarations.in_force))
-        record_declarations(core.audit, request[IDENTITY].name, old, new)
+        record_declaration(core.audit, request[IDENTITY].name, name, before, core.declarations.in_force.get(name))

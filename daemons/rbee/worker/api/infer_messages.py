@@ -14,12 +14,11 @@ from msgspec import Meta
 
 from rbee.wire.errors import InvalidRequest, UnsupportedParameter
 from rbee.wire.http.server import decode_body
-from rbee.worker.engine.datatypes import DATATYPES, invalid
+from rbee.worker.engine.datatypes import DATATYPES, FLOATING, invalid
 from rbee.worker.engine.tensor import NamedTensor, TensorRequest
 from rbee.worker.engine.tensor_data import from_binary, from_json, to_binary, to_json
 
 BINARY_HEADER = "Inference-Header-Content-Length"
-FLOATING = frozenset({"FP16", "BF16", "FP32", "FP64"})
 _FLAT_NUMBERS = msgspec.json.Decoder(list[float])
 _ANY = msgspec.json.Decoder()
 Name = Annotated[str, Meta(max_length=256)]

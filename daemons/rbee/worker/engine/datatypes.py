@@ -19,6 +19,7 @@ DATATYPES: Mapping[str, str] = {
     "BF16": "bfloat16", "BYTES": "string",
 }  # fmt: skip
 NAMES = {element: datatype for datatype, element in DATATYPES.items()}
+FLOATING = frozenset(datatype for datatype, element in DATATYPES.items() if "float" in element)
 BF16, BYTES = "bfloat16", "string"
 
 
