@@ -51,6 +51,21 @@ async def test_many_that_ask_at_once_have_one_worker_placed(configured: Configur
         assert (await again)[0] == 200
 
 
+async def test_a_crash_that_is_reported_twice_does_not_end_the_wait_for_its_successor(
+    configured: Configured, worker: WorkerPartner
+) -> None:
+    async with configured(models=MODELS) as queen, hive_with(100) as hive:
+        crashed = placed(WorkerState.FAILED, reason="crashed: SIGKILL", invocation_id="first")
+        await queen.beat(crashed, api_url=hive.url)
+        waiting = asyncio.create_task(ask(queen))
+        await until(lambda: hive.spawned)
+        await queen.tell(msgspec.structs.replace(crashed, restarts=1))
+        await queen.tell(placed(WorkerState.LOADING, invocation_id="second"))
+        await queen.tell(placed(WorkerState.IDLE, worker.url, invocation_id="second"))
+        assert (await waiting)[0] == 200
+        assert len(hive.spawned) == 1
+
+
 async def test_all_that_wait_hear_that_it_fits_nowhere(configured: Configured) -> None:
     async with configured(models=MODELS) as queen, hive_with(1_000_000) as hive:
         await queen.beat(api_url=hive.url)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from rbee.queen.hives.client import HiveClient
 from rbee.queen.registry.registry import Registry
-from rbee.queen.registry.rows import Change
+from rbee.queen.registry.rows import Change, tells_of_start
 from rbee.queen.routing.decision import Key
 from rbee.wire.errors import RbeeError
 from rbee.wire.log import log
-from rbee.wire.messages import SpawnRequest, WorkerReport, WorkerState
+from rbee.wire.messages import SpawnRequest, WorkerReport
 from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
@@ -24,15 +24,6 @@ Settled = Callable[[Key, RbeeError | None], None]
 class _Start:
     before: WorkerReport
     reported: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def is_news(self, report: WorkerReport) -> bool:
-        """Whether the report speaks of the start: what was known before, said once more or not, does not.
-
-        A crashed worker stays failed, in reports that may differ, until its restart delay is over.
-        """
-        if report.state is WorkerState.STOPPED:
-            return False
-        return report.state is not self.before.state or report.invocation_id != self.before.invocation_id
 
 
 class Starter:
@@ -63,7 +54,7 @@ class Starter:
 
     def _on_change(self, change: Change) -> None:
         start = self._under_way.get(change.worker.key)
-        if start is not None and (change.removed or start.is_news(change.worker.report)):
+        if start is not None and (change.removed or tells_of_start(change.worker.report, start.before)):
             start.reported.set()
 
     async def _run(self, key: Key) -> None:

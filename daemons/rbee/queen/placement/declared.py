@@ -13,13 +13,13 @@ from rbee.queen.placement.placements import REPORT_LIMIT_S, Placements
 from rbee.queen.placement.replicas import idle_s, replicas_of, spawn_request, was_declared, worker_id_of
 from rbee.queen.placement.scaling import Drain, Further, Limits, Replica, Why
 from rbee.queen.registry.registry import Registry
-from rbee.queen.registry.rows import Change, Worker
+from rbee.queen.registry.rows import Change, Worker, tells_of_start
 from rbee.queen.routing.decision import Key
 from rbee.queen.routing.metrics import PlacingMetrics
 from rbee.wire.declarations import DeclaredModel, Replacement
 from rbee.wire.errors import HiveUnreachable, InsufficientResources, RbeeError
 from rbee.wire.log import ALERT, log
-from rbee.wire.messages import SpawnRequest, WorkerState
+from rbee.wire.messages import SpawnRequest, WorkerReport, WorkerState
 from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
@@ -32,12 +32,14 @@ Settled = Callable[[str, Collection[Key], RbeeError | None], None]
 
 @dataclass(slots=True, eq=False)
 class _Placing:
-    """One start of a model's worker under way; ``reported`` once its hive has told of the worker.
+    """One start of a model's worker under way; ``reported`` once its hive has told of the start.
 
-    ``ended`` are workers of the model in place of which it starts: the memory they had may be another one's now.
+    ``before`` are the last reports of workers that had its id. ``ended`` are workers of the model in place of which it
+    starts: the memory they had may be another one's now.
     """
 
     worker_id: str
+    before: Mapping[Key, WorkerReport]
     ended: set[Key] = field(default_factory=set)
     reported: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -219,16 +221,20 @@ class DeclaredModels:
         if model in self._under_way:
             return
         declared = self._models[model]
-        placing = self._under_way[model] = _Placing(worker_id_of(model, declared, number))
+        worker_id = worker_id_of(model, declared, number)
+        known = {one.key: one.report for one in self._registry.serving(model) if one.key.worker_id == worker_id}
+        placing = self._under_way[model] = _Placing(worker_id, known)
         request = spawn_request(model, declared, number)
         if self._owner.start(self._run(model, declared, request, placing), f"place {model}") is None:
             del self._under_way[model]
 
     def _on_change(self, change: Change) -> None:
-        if self._under_way and change.worker.report.state is not WorkerState.STOPPED:
-            placing = self._under_way.get(change.worker.report.model or "")
-            if placing is not None and change.worker.key.worker_id == placing.worker_id:
-                placing.reported.set()
+        key, report = change.worker.key, change.worker.report
+        placing = self._under_way.get(report.model or "")
+        if placing is None or key.worker_id != placing.worker_id:
+            return
+        if tells_of_start(report, placing.before.get(key)):
+            placing.reported.set()
 
     async def _run(self, model: str, declared: DeclaredModel, request: SpawnRequest, placing: _Placing) -> None:
         error: RbeeError | None = None

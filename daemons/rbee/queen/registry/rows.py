@@ -136,6 +136,16 @@ class Worker:
         return msgspec.structs.replace(self.report, state=state, slots_available=available, reason=reason)
 
 
+def tells_of_start(report: WorkerReport, before: WorkerReport | None) -> bool:
+    """Whether a report speaks of a start, ``before`` being what was known: that, said once more or not, does not.
+
+    A crashed worker stays failed, in reports that may differ, until its restart delay is over.
+    """
+    if report.state is WorkerState.STOPPED:
+        return False
+    return before is None or report.state is not before.state or report.invocation_id != before.invocation_id
+
+
 class Change(msgspec.Struct, frozen=True):
     """A worker changed; ``removed`` when it is gone."""
 
