@@ -12,7 +12,10 @@ from rbee.wire.http.counts import Counts
 from rbee.wire.http.durations import Durations
 from rbee.wire.http.metrics import DURATION_BUCKETS, HOP_BUCKETS
 
-ROUTE_BUCKETS = (5e-6, 1e-5, 2e-5, 3e-5, 4e-5, 5e-5, 7.5e-5, 1e-4, 1.5e-4, 2e-4, 5e-4, 1e-3, 1e-2)
+ROUTE_BUCKETS = (
+    5e-6, 1e-5, 1.5e-5, 2e-5, 2.5e-5, 3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4, 1.1e-4, 1.2e-4, 1.5e-4, 2e-4,
+    5e-4, 1e-3, 1e-2,
+)  # fmt: skip
 """Seconds of one decision: tens of microseconds."""
 
 

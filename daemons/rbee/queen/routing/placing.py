@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Collection
+from collections.abc import Iterable
 
 from rbee.queen.admission.policy import Policy
 from rbee.queen.admission.waiting import Want
@@ -46,7 +46,7 @@ class Placer:
         chosen = least if affine is None else affine
         reason = Reason.PREFIX if affine is not None else Reason.TRIAL if least.on_trial else Reason.LEAST_WORK
         workers = len(pool)
-        seen = (Seen.of(chosen),) if workers == 1 else _seen(chosen, pool.rows())
+        seen = (Seen.of(chosen),) if workers == 1 else looked_at(chosen, pool.rows())
         if want.prefixes:
             self.affinity.remember(want.prefixes, (chosen.key, chosen.report.invocation_id))
         waited_ms = (time.monotonic() - began) * 1000
@@ -70,7 +70,13 @@ class Placer:
         return None
 
 
-def _seen(chosen: Worker, rows: Collection[Worker]) -> tuple[Seen, ...]:
-    """The chosen one and some of the others, as they are now."""
-    others = itertools.islice((worker for worker in rows if worker is not chosen), MOST_SEEN - 1)
-    return (Seen.of(chosen), *map(Seen.of, others))
+def looked_at(chosen: Worker, rows: Iterable[Worker]) -> tuple[Seen, ...]:
+    """The chosen one and some of the others, as they are now; of ``rows`` no more are taken than these."""
+    seen = [Seen.of(chosen)]
+    for worker in rows:  # a generator expression is a list of all of them where this is compiled
+        if worker is chosen:
+            continue
+        seen.append(Seen.of(worker))
+        if len(seen) == MOST_SEEN:
+            break
+    return tuple(seen)
