@@ -30,6 +30,14 @@ class Shed(enum.StrEnum):
     ALL_BUSY = "all_busy"
 
 
+class Remembered(enum.StrEnum):
+    """Whether a worker had the beginning of a prompt: and got it, or was busy and so passed over."""
+
+    HIT = "hit"
+    MISS = "miss"
+    OVERLOADED = "overloaded"
+
+
 class PlacingMetrics:
     """Metrics of admission, placement and retries, on the registry of the queen's."""
 
@@ -76,7 +84,7 @@ class PlacingMetrics:
             "queen_rbee_placements_total", "Requests given to a worker, by why it was that one", ("reason",),
             registry=registry,
         )  # fmt: skip
-        self.affinity = Counter(
+        affinity = Counts(
             "queen_rbee_affinity_total",
             "Prompts by whether a worker had their beginning: hit, miss, or overloaded and so passed over",
             ("outcome",),
@@ -106,6 +114,7 @@ class PlacingMetrics:
             "Workers of a changed declaration that did not come up: those of the former one went on",
             registry=registry,
         )
+        self._affinity = {outcome: affinity.labels(outcome.value) for outcome in Remembered}
         self._placed = {reason: placements.labels(reason.value) for reason in Reason}
 
     def _make_failures(self, registry: CollectorRegistry) -> None:
@@ -127,6 +136,10 @@ class PlacingMetrics:
     def shed(self, reason: Shed) -> None:
         """Count a request that was refused a worker."""
         self._shed.labels(reason.value).inc()
+
+    def looked_up(self, outcome: Remembered) -> None:
+        """Count a prompt whose beginning was looked for."""
+        self._affinity[outcome].inc()
 
     def placed(self, reason: Reason) -> None:
         """Count a request that was given to a worker."""

@@ -10,7 +10,8 @@ from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Worker
 from rbee.queen.routing.affinity import Affinity, beginnings
 from rbee.queen.routing.decision import MOST_SEEN, Placement, Reason, Seen, prefers
-from rbee.queen.routing.metrics import PlacingMetrics
+from rbee.queen.routing.metrics import PlacingMetrics, Remembered
+from rbee.queen.routing.pool import Pool
 
 _MOST_HOLDERS_ASKED = 8
 _TIMED_EVERY = 8
@@ -42,7 +43,7 @@ class Placer:
         least = least or pool.least(want.exclude)
         if least is None:
             return None
-        affine = self._affine(want, least) if want.prefixes else None
+        affine = self._affine(want, pool, least) if want.prefixes else None
         chosen = least if affine is None else affine
         reason = Reason.PREFIX if affine is not None else Reason.TRIAL if least.on_trial else Reason.LEAST_WORK
         workers = len(pool)
@@ -56,17 +57,17 @@ class Placer:
         self._metrics.placed(reason)
         return chosen, placement
 
-    def _affine(self, want: Want, least: Worker) -> Worker | None:
+    def _affine(self, want: Want, pool: Pool[Worker], least: Worker) -> Worker | None:
         known = False
         for key, life in itertools.islice(self.affinity.holders(want.prefixes), _MOST_HOLDERS_ASKED):
-            worker = self._registry.worker(key)
+            worker = pool.row(key)
             if worker is None or worker.report.invocation_id != life or key in want.exclude or key == want.shun:
                 continue
             known = True
-            if want.model in worker.names() and prefers(worker, least, self.policy.affinity_slack):
-                self._metrics.affinity.labels("hit").inc()
+            if prefers(worker, least, self.policy.affinity_slack):
+                self._metrics.looked_up(Remembered.HIT)
                 return worker
-        self._metrics.affinity.labels("overloaded" if known else "miss").inc()
+        self._metrics.looked_up(Remembered.OVERLOADED if known else Remembered.MISS)
         return None
 
 

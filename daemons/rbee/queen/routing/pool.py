@@ -1,7 +1,6 @@
 """The workers of one model, the least loaded first: an index, so that thousands cost a choice no more than a few."""
 
 import heapq
-import itertools
 from collections.abc import Collection
 from typing import Generic, TypeVar
 
@@ -11,15 +10,46 @@ C = TypeVar("C", bound=Candidate)
 _SPARE = 64
 _FEW = 8
 """Up to so many candidates are looked through, which costs less than to keep a heap of them in order."""
-_Entry = tuple[Load, int, C]
+
+
+class _Entry(Generic[C]):
+    """A free candidate in the heap, by a load that it had: what it has now is no less.
+
+    ``rose`` tells that it has more now, ``counts`` is False once the entry was replaced or its candidate is not free.
+    """
+
+    __slots__ = ("_requests", "_turn", "_work", "counts", "rose", "worker")
+
+    def __init__(self, worker: C, its_load: Load) -> None:
+        self.worker = worker
+        self.counts = True
+        self.take_up(its_load)
+
+    def take_up(self, its_load: Load) -> None:
+        """The load that the candidate has now."""
+        self._work, self._requests, self._turn = its_load
+        self.rose = False
+
+    def is_above(self, its_load: Load) -> bool:
+        """Whether the entry says more than this load."""
+        return its_load < (self._work, self._requests, self._turn)
+
+    def __lt__(self, other: "_Entry[C]") -> bool:
+        """Order of the heap."""
+        if self._work != other._work:
+            return self._work < other._work
+        if self._requests != other._requests:
+            return self._requests < other._requests
+        return self._turn < other._turn
 
 
 class Pool(Generic[C]):
     """Candidates by key, and where they are many a heap of those that are free.
 
     ``slots`` counts those of candidates that take requests, ``turn`` is the latest of all turns. Whoever changes a
-    candidate says so (:meth:`touch`, :meth:`load_changed`). An entry of the heap that a later one replaced stays until
-    it comes up, or the heap has grown to four times what counts.
+    candidate says so (:meth:`touch`, :meth:`load_changed`). One with more to do than before moves when it comes up, so
+    that a request that comes and goes moves it once. An entry that a later one replaced stays until it comes up, or the
+    heap has grown to four times what counts.
     """
 
     def __init__(self) -> None:
@@ -27,7 +57,6 @@ class Pool(Generic[C]):
         self._open: dict[Key, tuple[int, C]] = {}  # those that take requests, and how many at once
         self._current: dict[Key, _Entry[C]] | None = None  # of those with a free slot; None where there is no heap
         self._heap: list[_Entry[C]] = []
-        self._turns = itertools.count()
         self.slots = 0
         self.turn = 0.0
 
@@ -38,11 +67,16 @@ class Pool(Generic[C]):
         """Every candidate, in any state."""
         return self._rows.values()
 
+    def row(self, key: Key) -> C | None:
+        """The candidate of that key."""
+        return self._rows.get(key)
+
     def put(self, worker: C) -> None:
         """Take a candidate in."""
         self._rows[worker.key] = worker
         if len(self._rows) > _FEW and self._current is None:
-            self._current = {key: self._entry(one) for key, (room, one) in self._open.items() if one.in_flight < room}
+            free = ((key, one) for key, (room, one) in self._open.items() if one.in_flight < room)
+            self._current = {key: _Entry(one, load(one)) for key, one in free}
             self._order(self._current)
         self.touch(worker)
 
@@ -53,7 +87,7 @@ class Pool(Generic[C]):
         if len(self._rows) <= _FEW:
             self._current, self._heap = None, []
         elif self._current is not None:
-            self._current.pop(key, None)
+            self._leave_out(key, self._current)
 
     def touch(self, worker: C) -> None:
         """Something about the candidate changed that :func:`routable` or :func:`load` look at."""
@@ -76,18 +110,28 @@ class Pool(Generic[C]):
             self._sort_in(worker, self._current)
 
     def _sort_in(self, worker: C, current: dict[Key, _Entry[C]]) -> None:
-        room, _ = self._open.get(worker.key, (0, worker))
+        key = worker.key
+        room, _ = self._open.get(key, (0, worker))
         if worker.in_flight >= room:
-            current.pop(worker.key, None)
+            self._leave_out(key, current)
             return
-        entry = current[worker.key] = self._entry(worker)
+        entry, its_load = current.get(key), load(worker)
+        if entry is not None and entry.worker is worker and not entry.is_above(its_load):
+            entry.rose = True
+            return
+        if entry is not None:
+            entry.counts = False
+        entry = current[key] = _Entry(worker, its_load)
         if len(self._heap) > 4 * len(current) + _SPARE:
             self._order(current)
         else:
             heapq.heappush(self._heap, entry)
 
-    def _entry(self, worker: C) -> _Entry[C]:
-        return (load(worker), next(self._turns), worker)
+    @staticmethod
+    def _leave_out(key: Key, current: dict[Key, _Entry[C]]) -> None:
+        entry = current.pop(key, None)
+        if entry is not None:
+            entry.counts = False
 
     def _order(self, current: dict[Key, _Entry[C]]) -> None:
         self._heap = list(current.values())
@@ -105,7 +149,7 @@ class Pool(Generic[C]):
     def least(self, exclude: Collection[Key] = ()) -> C | None:
         """The free candidate with the least load that is not in ``exclude``, or None."""
         if self._current is not None:
-            return self._least_of_many(self._current, exclude)
+            return self._least_of_many(exclude)
         found: C | None = None
         found_load: Load | None = None
         for key, (room, worker) in self._open.items():
@@ -120,19 +164,20 @@ class Pool(Generic[C]):
                 found, found_load = worker, its_load
         return found
 
-    def _least_of_many(self, current: dict[Key, _Entry[C]], exclude: Collection[Key]) -> C | None:
-        passed: list[_Entry[C]] = []
+    def _least_of_many(self, exclude: Collection[Key]) -> C | None:
+        heap, passed = self._heap, list[_Entry[C]]()
         found: C | None = None
-        while self._heap and found is None:
-            entry = self._heap[0]
-            key = entry[2].key
-            counts = current.get(key)
-            if counts is None or counts[1] != entry[1]:  # by number: where this is compiled a tuple is no one object
-                heapq.heappop(self._heap)
-            elif key in exclude:
-                passed.append(heapq.heappop(self._heap))
+        while heap and found is None:
+            entry = heap[0]
+            if not entry.counts:
+                heapq.heappop(heap)
+            elif entry.rose:
+                entry.take_up(load(entry.worker))
+                heapq.heapreplace(heap, entry)
+            elif exclude and entry.worker.key in exclude:
+                passed.append(heapq.heappop(heap))
             else:
-                found = entry[2]
+                found = entry.worker
         for entry in passed:
-            heapq.heappush(self._heap, entry)
+            heapq.heappush(heap, entry)
         return found
