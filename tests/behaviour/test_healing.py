@@ -25,6 +25,8 @@ scenarios("features/healing.feature")
 
 TINY = "hf:org/tiny"
 PAUSE_S = 0.05
+IDLE_LIMIT_S = 1.0
+"""Without force on a worker that is kept, until its declaration is gone."""
 
 
 @dataclass
@@ -76,7 +78,8 @@ def kept(house: TwoHives, source: ModelSource, models: Path, tmp_path: Path) -> 
     source.repository("org/tiny", files)
     house.hive_config |= {"models": {"hf_endpoint": source.url, "disk_reserve_mb": 0}, "heartbeat_interval_s": 1.0}
     house.far.hive_config["heartbeat_interval_s"] = 1.0
-    house.queen_config["models"] = {"tiny": {"reference": TINY, "slots": 2, "replicas": {"min": 1, "max": 1}}}
+    declared = {"reference": TINY, "slots": 2, "replicas": {"min": 1, "max": 1}, "idle_limit_s": IDLE_LIMIT_S}
+    house.queen_config["models"] = {"tiny": declared}
     house.start()
     (first,) = until(lambda: _ready(house), 60.0)
     clients = Clients(house)
@@ -112,7 +115,21 @@ def ask_on(case: Case) -> None:
     case.clients.start()
 
 
+@given("a worker of an operator's own runs beside it")
+def own_worker(house: TwoHives) -> None:
+    house.spawn("mine", model_ref=f"file://{house.models / 'tiny-tensor'}", name="tiny", idle_limit_s=0)
+    house.wait_state("mine", "idle")
+
+
 # when
+
+
+@when("the queen is stopped, the model is taken out of her configuration, and she is started again")
+def taken_out(house: TwoHives) -> None:
+    assert house.queen is not None
+    house.queen.stop()
+    del house.queen_config["models"]
+    house.start_queen()
 
 
 @when("the node of the worker loses power")
@@ -186,3 +203,17 @@ def told_why(case: Case) -> None:
 def former_serves(house: TwoHives, case: Case) -> None:
     assert [row["invocation_id"] for row in _ready(house)] == [case.first["invocation_id"]]
     none_failed(case)
+
+
+@then("the worker of the model is stopped, and its hive has forgotten it")
+def ended(house: TwoHives, case: Case) -> None:
+    worker_id = case.first["worker_id"]
+    until(lambda: {row["worker_id"] for row in _rows(house)} == {"mine"}, 60.0)
+    listed = house.hives[case.first["hive_id"]].hive_admin.get("/v1/workers/list").json["workers"]
+    assert worker_id not in {row["worker_id"] for row in listed}
+
+
+@then("the operator's own worker runs on")
+def own_runs_on(house: TwoHives) -> None:
+    assert house.wait_state("mine", "idle")["restarts"] == 0
+    assert _ask(house).status == 200

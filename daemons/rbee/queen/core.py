@@ -246,7 +246,7 @@ class Core:
 
     def declarations_changed(self) -> None:
         """Put the declarations of configuration and API in force."""
-        self.declared.configure(self.declarations.in_force)
+        self.declared.configure(self.declarations.in_force, self.declarations.ended)
 
     async def _load_declarations(self) -> None:
         await self.declarations.load()

@@ -1,6 +1,7 @@
 """What the queen remembers over a restart, in her SQLite file: hives, nodes, aliases, declarations. Blocking calls."""
 
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from rbee.host.database import SqliteFile
@@ -15,8 +16,15 @@ MIGRATIONS = (
     """,
     "CREATE TABLE nodes (name TEXT PRIMARY KEY, document BLOB NOT NULL) STRICT;",
     "CREATE TABLE declarations (model TEXT PRIMARY KEY, document BLOB NOT NULL) STRICT;",
+    """
+    CREATE TABLE once_declared (model TEXT PRIMARY KEY, idle_limit_s REAL) STRICT;
+    INSERT INTO once_declared SELECT model, NULL FROM declarations;
+    """,
 )
 """One script for each version of the schema, the first makes version 1; PRAGMA user_version counts them."""
+_NOTE_DECLARED = (
+    "INSERT INTO once_declared VALUES (?, ?) ON CONFLICT (model) DO UPDATE SET idle_limit_s = excluded.idle_limit_s"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +105,24 @@ class Database(SqliteFile):
         with self._guarded():
             return dict(self._open().execute("SELECT model, document FROM declarations"))
 
-    def put_declaration(self, model: str, document: bytes) -> None:
-        """Insert or replace a declared model's document."""
+    def put_declaration(self, model: str, document: bytes, idle_limit_s: float | None) -> None:
+        """Insert or replace a declared model's document, and note that it was declared."""
         with self._guarded(), self._open() as connection:
             connection.execute("INSERT OR REPLACE INTO declarations VALUES (?, ?)", (model, document))
+            connection.execute(_NOTE_DECLARED, (model, idle_limit_s))
 
     def remove_declaration(self, model: str) -> None:
         """Forget a declared model; nothing happens when there is none."""
         with self._guarded(), self._open() as connection:
             connection.execute("DELETE FROM declarations WHERE model = ?", (model,))
+
+    def once_declared(self) -> dict[str, float | None]:
+        """Every model that is or was declared, in the order in which they came, with the idle limit it last had."""
+        with self._guarded():
+            return dict(self._open().execute("SELECT model, idle_limit_s FROM once_declared ORDER BY rowid"))
+
+    def note_declared(self, models: Mapping[str, float | None], forgotten: Collection[str]) -> None:
+        """Note that models were declared, with their idle limits, and forget others."""
+        with self._guarded(), self._open() as connection:
+            connection.executemany(_NOTE_DECLARED, models.items())
+            connection.executemany("DELETE FROM once_declared WHERE model = ?", [(model,) for model in forgotten])

@@ -1,13 +1,14 @@
 """What must last, in one dedicated thread: serving never waits for it, and goes on without it.
 
 While the file cannot be written the queen serves from RAM, ``/health`` names it, and changes of aliases, nodes and
-declarations are refused; notes of hives wait (the latest of each) and are written once it is back.
+declarations are refused; notes of hives and of what was declared wait (the latest of each) and are written once it is
+back.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -31,6 +32,8 @@ class Store:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._again_s = again_s
         self._owed: dict[str, HiveRow | None] = {}
+        self._owed_declared: dict[str, float | None] = {}
+        self._owed_forgotten: set[str] = set()
         self._stirred = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
         self.problem: str | None = None
@@ -93,13 +96,30 @@ class Store:
         """The documents of declared models by name; raises StorageUnavailable."""
         return await self._call(self._database.declarations)
 
-    async def put_declaration(self, model: str, document: bytes) -> None:
-        """Keep a declared model's document for good; raises StorageUnavailable."""
-        await self._call(self._database.put_declaration, model, document)
+    async def put_declaration(self, model: str, document: bytes, idle_limit_s: float | None = None) -> None:
+        """Keep a declared model's document for good, and that it was declared; raises StorageUnavailable."""
+        await self._call(self._database.put_declaration, model, document, idle_limit_s)
 
     async def remove_declaration(self, model: str) -> None:
         """Forget a declared model for good; raises StorageUnavailable."""
         await self._call(self._database.remove_declaration, model)
+
+    async def once_declared(self) -> dict[str, float | None]:
+        """Every model that is or was declared, oldest first, with its last idle limit; raises StorageUnavailable."""
+        return await self._call(self._database.once_declared)
+
+    def note_declared(self, models: Mapping[str, float | None]) -> None:
+        """Remember some time soon that models were declared, with their idle limits; returns at once."""
+        self._owed_declared |= models
+        self._owed_forgotten -= models.keys()
+        self._stirred.set()
+
+    def forget_declared(self, models: Collection[str]) -> None:
+        """Forget some time soon that models were declared; returns at once."""
+        self._owed_forgotten.update(models)
+        for model in models:
+            self._owed_declared.pop(model, None)
+        self._stirred.set()
 
     async def backup(self, target: Path) -> None:
         """Write a checked copy to ``target``; raises StorageUnavailable."""
@@ -116,6 +136,10 @@ class Store:
                 self._stirred.set()
 
     async def _pay(self) -> None:
+        await self._pay_hives()
+        await self._pay_declared()
+
+    async def _pay_hives(self) -> None:
         owed, self._owed = self._owed, {}
         if not owed and self.problem is None:
             return
@@ -125,6 +149,19 @@ class Store:
                 await self._call(self._database.forget_hive, hive_id)
         except StorageUnavailable:
             self._owed = owed | self._owed
+            raise
+
+    async def _pay_declared(self) -> None:
+        declared, self._owed_declared = self._owed_declared, {}
+        forgotten, self._owed_forgotten = self._owed_forgotten, set()
+        if not declared and not forgotten:
+            return
+        try:
+            await self._call(self._database.note_declared, declared, forgotten)
+        except StorageUnavailable:
+            later, gone = self._owed_declared, self._owed_forgotten
+            self._owed_declared = {model: limit for model, limit in declared.items() if model not in gone} | later
+            self._owed_forgotten = (forgotten - later.keys()) | gone
             raise
 
     async def _call(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

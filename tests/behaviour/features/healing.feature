@@ -22,3 +22,10 @@ Feature: Workers of a declared model are where and what its declaration says, wh
     When the declaration names a revision that its source does not have
     Then rbee model list and rbee status say why the declaration is not in force
     And the former worker serves, and no request failed
+
+  @MODE-03
+  Scenario: A model that left the configuration while the queen did not run has its workers ended once she is back
+    Given a worker of an operator's own runs beside it
+    When the queen is stopped, the model is taken out of her configuration, and she is started again
+    Then the worker of the model is stopped, and its hive has forgotten it
+    And the operator's own worker runs on

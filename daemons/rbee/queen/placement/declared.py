@@ -26,7 +26,10 @@ LOGGER = logging.getLogger(__name__)
 MISSED_INTERVALS = 1.5
 """A word that is late by half an interval is missing."""
 IDLE_S = 300.0
-"""A worker that is not kept ends after so long without need where its declaration does not say."""
+"""A worker that is not kept ends after so long without need where its declaration does not say.
+
+So does any worker whose declaration is gone, and was to go on without need for ever.
+"""
 Settled = Callable[[str, Collection[Key], RbeeError | None], None]
 
 
@@ -69,22 +72,20 @@ class DeclaredModels:
         self._metrics = metrics
         self._under_way: dict[str, _Placing] = {}
         self._lives: dict[str, Life] = {}
-        self._gone: set[str] = set()
+        self._ended: Mapping[str, float | None] = {}
         registry.listen(self._on_change)
 
-    def configure(self, models: Mapping[str, DeclaredModel]) -> None:
-        """Put other declarations in force.
+    def configure(self, models: Mapping[str, DeclaredModel], ended: Mapping[str, float | None]) -> None:
+        """Put other declarations in force; ``ended`` are models of former ones, with the idle limits of these.
 
         Workers of a changed one are replaced, one after the other; those of one that is gone go on until they are idle.
         """
         for model, life in list(self._lives.items()):
             if model not in models:
                 del self._lives[model]
-                self._gone.add(model)
             elif models[model] != self._models.get(model):
                 life.renew()
-        self._models = models
-        self._gone -= models.keys()
+        self._models, self._ended = models, ended
 
     def __contains__(self, model: str) -> bool:
         return model in self._models
@@ -187,15 +188,14 @@ class DeclaredModels:
             move = life.step(limits, replicas, now)
             if move is not None:
                 self._make(model, life, move, now)
+        for model, limit_s in self._ended.items():
+            self._end_idle(model, limit_s or IDLE_S, now)
 
-        for model in self._gone:
-            self._end_idle(model, now)
-
-    def _end_idle(self, model: str, now: float) -> None:
-        """End those workers of a model that is no longer declared that had no request for long."""
+    def _end_idle(self, model: str, limit_s: float, now: float) -> None:
+        """End those workers of a model that is no longer declared that had no request for ``limit_s``."""
         for worker in self._registry.serving(model):
             ours = worker.report.managed and was_declared(model, worker.key.worker_id)
-            if ours and worker.state is WorkerState.IDLE and idle_s(worker, now) >= IDLE_S:
+            if ours and worker.state is WorkerState.IDLE and idle_s(worker, now) >= limit_s:
                 self._drains.begin(worker.key, Why.IDLE)
 
     def _make(self, model: str, life: Life, move: Move, now: float) -> None:
