@@ -72,8 +72,8 @@ class Control:
         """Start a worker; returns its row and whether it was started by this call.
 
         One that runs already with the same definition is left alone. Raises InvalidModelReference,
-        BackendUnavailable, InvalidDevice, Conflict, WorkerNotFound, TooManyRequests, VramExhausted, SystemdUnavailable.
-        One whose model is not here yet waits for it as loading, and starts then.
+        BackendUnavailable, InvalidDevice, Conflict, WorkerNotFound, TooManyRequests, VramExhausted, SystemdUnavailable,
+        StorageUnavailable. One whose model is not here yet waits for it as loading, and starts then.
         """
         if request.hive_id is not None and request.hive_id != self._table.hive_id:
             raise InvalidRequest("this spawn is for another hive", details={"field": "hive_id"})
@@ -199,7 +199,7 @@ class Control:
     async def stop(self, worker_id: str, actor: str, *, reason: str = REQUESTED, forget: bool = False) -> WorkerReport:
         """Drain and stop a worker; ``forget`` also removes the definition that the hive wrote.
 
-        Raises WorkerNotFound, SystemdUnavailable.
+        Raises WorkerNotFound, SystemdUnavailable, StorageUnavailable (the worker has ended, its definition stays).
         """
         async with self._order(worker_id):
             worker = self._table.get(worker_id)

@@ -1,6 +1,5 @@
 """Definition files of workers: read from the three folders, written for spawned workers; all of it blocks."""
 
-import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import yaml
 from rbee.host.config import load_config
 from rbee.host.paths import Paths
 from rbee.wire import names
-from rbee.wire.errors import ConfigError, Conflict, InvalidModelReference
+from rbee.wire.errors import ConfigError, InvalidModelReference, StorageUnavailable
 from rbee.wire.worker_spec import WorkerSpec
 
 _SUFFIX = ".yaml"
@@ -72,7 +71,10 @@ class Definitions:
         return definition
 
     def write(self, worker_id: str, spec: WorkerSpec, *, ephemeral: bool) -> Path:
-        """Write a definition whole or not at all; kept over a reboot unless ``ephemeral``. Raises Conflict."""
+        """Write a definition whole or not at all; kept over a reboot unless ``ephemeral``.
+
+        Raises StorageUnavailable.
+        """
         _, kept, fleeting = self._paths.definition_folders
         folder = fleeting if ephemeral else kept
         text = "# Written by rbee-hive for a spawned worker; a file of the same name in the operator's folder wins.\n"
@@ -82,23 +84,19 @@ class Definitions:
             folder.mkdir(parents=True, exist_ok=True)
             _replace(path, text)
         except OSError as error:
-            raise Conflict(
-                f"the definition cannot be written: {error.strerror}; check the owner of the hive's state folder"
-            ) from error
+            raise _refused("written", error) from error
         # An older one in the other folder must not win over what was asked for now.
-        other = (kept if ephemeral else fleeting) / path.name
-        other.unlink(missing_ok=True)
+        _remove((kept if ephemeral else fleeting) / path.name)
         return path
 
     def forget(self, worker_id: str) -> bool:
-        """Remove what the hive wrote for a worker; the operator's file stays. Returns whether there was one."""
+        """Remove what the hive wrote for a worker; the operator's file stays. Returns whether there was one.
+
+        Raises StorageUnavailable.
+        """
         _, kept, fleeting = self._paths.definition_folders
-        removed = False
-        for folder in (kept, fleeting):
-            with contextlib.suppress(FileNotFoundError):
-                (folder / f"{names.worker_id(worker_id)}{_SUFFIX}").unlink()
-                removed = True
-        return removed
+        removed = [_remove(folder / f"{names.worker_id(worker_id)}{_SUFFIX}") for folder in (kept, fleeting)]
+        return any(removed)
 
     def operators(self, definition: Definition) -> bool:
         """Whether the operator wrote it."""
@@ -110,6 +108,25 @@ def _files(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.name.endswith(_SUFFIX))
     except (FileNotFoundError, PermissionError, NotADirectoryError):
         return []
+
+
+def _remove(path: Path) -> bool:
+    """Remove a definition; returns whether there was one. Raises StorageUnavailable."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _refused("removed", error) from error
+    return True
+
+
+def _refused(what: str, error: OSError) -> StorageUnavailable:
+    return StorageUnavailable(
+        f"the worker's definition cannot be {what}: {error.strerror}; check the disk, owner and mode of the folder "
+        "workers in the hive's state folder and in its run folder, then try again",
+        retry_after_s=30,
+    )
 
 
 def _replace(path: Path, text: str) -> None:

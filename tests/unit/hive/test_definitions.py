@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rbee.hive.definitions import Definitions, model_folder
 from rbee.host.paths import Paths
-from rbee.wire.errors import InvalidModelReference
+from rbee.wire.errors import InvalidModelReference, StorageUnavailable
 from rbee.wire.worker_spec import Backend, WorkerSpec
 
 SPEC = WorkerSpec(model="/models/tiny", slots=2, idle_limit_s=0.0)
@@ -42,6 +42,18 @@ def test_ephemeral_and_kept_take_each_others_place(paths: Paths) -> None:
     assert definitions.forget("w")
     assert not definitions.forget("w")
     assert definitions.read("w") is None
+
+
+@pytest.mark.parametrize("ephemeral", [True, False])
+def test_what_the_disk_refuses_is_told_with_what_to_do(paths: Paths, ephemeral: bool) -> None:
+    definitions = Definitions(paths)
+    (paths.state_dir / "workers/w.yaml").mkdir()  # in the way of a file, to be written or removed
+    told = r"cannot be (written|removed): Is a directory; check the disk, owner and mode of the folder workers"
+    with pytest.raises(StorageUnavailable, match=told) as caught:
+        definitions.write("w", SPEC, ephemeral=ephemeral)
+    assert str(paths.state_dir) not in caught.value.message
+    with pytest.raises(StorageUnavailable, match="cannot be removed: Is a directory"):
+        definitions.forget("w")
 
 
 def test_the_operators_file_wins_and_stays(paths: Paths) -> None:
