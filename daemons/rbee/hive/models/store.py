@@ -216,14 +216,15 @@ class ModelStore:
         return find_secret("hf_token", self._config.paths.config_dir / file if file else None)
 
     async def cancel(self, model_id: str) -> bool:
-        """Stop a download and remove what came of it; False where there is none."""
-        task = self._running.get(model_id)
-        if task is None:
+        """Stop a download and remove what came of it; False where there is none, or its model is in place already."""
+        task, download = self._running.get(model_id), self._downloads.get(model_id)
+        if task is None or download is None:
             return False
         task.cancel()
         await asyncio.wait([task])
         await asyncio.to_thread(shutil.rmtree, self.folder / PARTIAL / model_id, ignore_errors=True)
-        return True
+        # The last step, a rename, is not cut off: then the model is whole here, and not in the catalogue yet.
+        return await self.find(download.reference) is None
 
     # Room.
 

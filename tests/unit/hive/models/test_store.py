@@ -18,7 +18,7 @@ from tests.behaviour.support.model_source import ModelSource
 from tests.unit.hive.audit import audit_in
 from tests.unit.hive.models.conftest import Bench
 
-from rbee.hive.models import manifest
+from rbee.hive.models import catalogue, fetch, manifest
 from rbee.hive.models.catalogue_file import CatalogueFile
 from rbee.hive.models.download import Download
 from rbee.hive.models.orders import ModelOrders
@@ -160,6 +160,45 @@ async def test_a_backup_that_cannot_be_written_leaves_the_catalogue_in_use(
         await orders.backup()
     assert bench.store.catalogue.problem is None
     assert len(await bench.store.catalogue.rows()) == 1
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_the_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "CLOSE_LIMIT_S", 0.1)
+    answers = threading.Event()
+    hanging = bench.store.catalogue._thread.submit(answers.wait, 60.0)
+    async with asyncio.timeout(30):
+        await bench.close()
+    assert not hanging.done()
+    answers.set()
+
+
+async def test_a_model_that_is_removed_while_its_download_puts_it_in_place_is_gone(
+    bench: Bench, orders: ModelOrders, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_place, go_on = threading.Event(), threading.Event()
+    put_in_place = fetch._put_in_place
+
+    def held(place: Path, target: Path, whole: manifest.Manifest) -> ModelRow:
+        row = put_in_place(place, target, whole)
+        in_place.set()
+        assert go_on.wait(60.0)
+        return row
+
+    monkeypatch.setattr(fetch, "_put_in_place", held)
+    found = await bench.store.obtain(parse(source.folder("tiny", FILES)))
+    assert isinstance(found, Download)
+    assert await asyncio.to_thread(in_place.wait, 30.0)
+    removing = asyncio.create_task(orders.remove(found.model_id, "root"))
+    await asyncio.sleep(0)  # until it waits for the end of the download
+    assert bench.store._running[found.model_id].cancelling()
+    go_on.set()
+    answer = await removing
+    assert (answer.deleted, answer.message) == (True, "removed")
+    assert answer.freed_bytes > 0
+    assert not (bench.models / found.model_id).exists()
+    assert await bench.store.catalogue.rows() == []
+    with pytest.raises(DownloadFailed, match="stopped"):
+        await found.result()
 
 
 async def test_a_model_in_use_is_not_removed(bench: Bench, orders: ModelOrders, source: ModelSource) -> None:
