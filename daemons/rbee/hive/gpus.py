@@ -1,13 +1,12 @@
 """What orders ask of the GPU driver: which GPUs there are, and whether the memory of workers that ended is free."""
 
 import asyncio
-import os
 import time
 from dataclasses import dataclass
 
 from rbee.hive.driver_read import DriverRead
 from rbee.hive.workers import WorkerTable
-from rbee.host.machine import DRIVER_ADVICE, gpu_list, gpu_processes
+from rbee.host.machine import DRIVER_ADVICE, gpu_list, gpu_processes, process_lives
 from rbee.wire.errors import BackendUnavailable, InvalidDevice, VramExhausted
 from rbee.wire.messages import GpuFacts
 from rbee.wire.worker_spec import Backend
@@ -111,17 +110,6 @@ class Gpus:
         for worker in self._table.all():
             report, pid = worker.report, worker.last_pid
             on_gpu = report is not None and report.backend is Backend.CUDA and device in (None, report.device)
-            if on_gpu and pid and not worker.unit.main_pid and not _lives(pid):
+            if on_gpu and pid and not worker.unit.main_pid and not process_lives(pid):
                 found[pid] = worker.worker_id
         return found
-
-
-def _lives(pid: int) -> bool:
-    """Whether a process has the number, be it another one by now; signal 0 is sent to nobody (kill(2))."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

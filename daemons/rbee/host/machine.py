@@ -85,3 +85,14 @@ def gpu_processes() -> list[GpuProcess]:
     from rbee.host import nvml
 
     return nvml.gpu_processes()
+
+
+def process_lives(pid: int) -> bool:
+    """Whether a process has the number, be it another one by now; signal 0 is sent to nobody (kill(2))."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rbee.wire.errors import InferenceError, LoadingTimeout, OutOfMemory, RbeeError
 from rbee.wire.messages import Progress
+from rbee.wire.worker_spec import Backend
 from rbee.worker.definition import Definition
 from rbee.worker.engine.cores import pin
 from rbee.worker.engine.folder import ModelFolder, read_folder, read_through
@@ -20,6 +21,7 @@ from rbee.worker.engine.shortage import shortage
 from rbee.worker.models import Model, build_model, build_runner
 from rbee.worker.pressure import warn_of_busy_disks
 from rbee.worker.progress import ProgressBoard, describe
+from rbee.worker.vram import await_freed
 
 LOGGER = logging.getLogger(__name__)
 Report = Callable[[Progress], None]
@@ -52,6 +54,8 @@ def load_model(definition: Definition, report: Report) -> LoadedModel:
         LOGGER.info("pinned to cores %s", ", ".join(map(str, sorted(cores))))
     report(Progress("importing the runtime", 1, len(STAGES)))
     runtime()
+    if definition.spec.backend is Backend.CUDA:
+        await_freed(definition.spec.device)
     report(Progress("creating the session", 2, len(STAGES)))
     runner = build_runner(definition.spec)
     model = build_model(definition, folder, facts, runner, thread_count(definition.spec.threads))

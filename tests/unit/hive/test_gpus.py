@@ -1,7 +1,6 @@
 """A GPU is handed on when its memory is free: the GPUs are the fake driver's, the processes are real ones."""
 
 import asyncio
-import ctypes
 import json
 import logging
 import shutil
@@ -9,11 +8,10 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pynvml
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
-from tests.behaviour.support import fake_gpu
+from tests.unit.fake_driver import Driver
 from tests.unit.hive.test_control import Bench, child_units
 
 from rbee.hive import api as hive_api
@@ -24,7 +22,6 @@ from rbee.hive.config import HiveConfig
 from rbee.hive.gpus import Gpus
 from rbee.hive.logs import KeptLogs
 from rbee.hive.machine_watch import MachineWatch
-from rbee.host import machine
 from rbee.host.machine import machine_facts
 from rbee.wire.errors import BackendUnavailable, InvalidDevice, VramExhausted
 from rbee.wire.messages import GpuFacts, SpawnRequest
@@ -37,29 +34,8 @@ SHORT_S, LONG_S = 0.2, 60.0
 W = SpawnRequest(worker_id="w")
 
 
-class Driver:
-    """The fake driver: what it tells is written by the test."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._processes, self._lost = folder / "gpu-processes", folder / "gpu-lost"
-        monkeypatch.setenv("FAKE_GPU_PROCESSES", str(self._processes))
-        monkeypatch.setenv("FAKE_GPU_LOST", str(self._lost))
-
-    def counts(self, *processes: tuple[int, int, int]) -> None:
-        """Processes on GPUs: device, process, bytes each."""
-        new = self._processes.with_suffix(".new")
-        new.write_text("".join(f"{device} {pid} {size}\n" for device, pid, size in processes))
-        new.replace(self._processes)
-
-    def loses(self, device: int) -> None:
-        self._lost.write_text(str(device))
-
-
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
-    monkeypatch.setattr(machine, "DRIVER_PATHS", (Path("/"),))
-    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(fake_gpu.build(tmp_path))))
-    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     return Driver(tmp_path, monkeypatch)
 
 
