@@ -1,1 +1,1 @@
-"""The queen's OpenAPI document held against what she does, by a fuzzer that reads it."""
+"""The OpenAPI document of each daemon held against what it does, by a fuzzer that reads it."""

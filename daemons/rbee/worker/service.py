@@ -19,6 +19,11 @@ from rbee.worker.progress import ProgressBoard
 from rbee.worker.requests import RunningRequests
 
 REQUEST_ID_HEADER = "X-Request-Id"
+REQUEST_HEADERS = {
+    REQUEST_ID_HEADER: "the request's id, a UUID: by it the request can be cancelled",
+    DEADLINE_HEADER: "when nobody waits any more: ISO-8601 with an offset, or epoch milliseconds",
+}
+"""Headers that every route which runs the model takes, and what they say."""
 MOST_NAMED = 64
 ROUTES_BY_TASK = {
     Task.GENERATE: "/v1/inference, /v1/chat/completions or /v1/completions",

@@ -8,14 +8,14 @@ from aiohttp import web
 from rbee.queen.requests.dispatch import Refused, Upstream
 from rbee.queen.requests.explain import NO_WORKER, Trail
 from rbee.wire.http.middleware import STARTED, STREAM
+from rbee.wire.http.openapi import CORRELATED
 from rbee.wire.http.server import while_it_reads
 
 _PASSED_ON = ("Content-Type", "Content-Length", "Inference-Header-Content-Length", "X-Request-Id")
 
 TRAIL = web.RequestKey("trail", Trail)
 """Key of a request for a model under which its trail stands."""
-CARRIED = {
-    "X-Correlation-Id": "the request's name in records, errors and explanations",
+CARRIED = CORRELATED | {
     "X-Rbee-Worker": "the worker that answered, or was asked last: HIVE/WORKER, or none",
     "X-Rbee-Queue-Ms": "how long the request waited for a worker until the head of the answer left",
     "X-Rbee-Overhead-Ms": "the queen's own part of the time until then",

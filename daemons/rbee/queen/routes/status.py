@@ -24,6 +24,7 @@ from rbee.wire.http.middleware import open_route
 from rbee.wire.http.operations import JSON, operation
 from rbee.wire.http.server import MAX_BODY, json_response
 from rbee.wire.messages import WorkerState
+from rbee.wire.open_inference import EXTENSIONS, Live, ModelReady, Ready, ServerMetadata
 
 DEEP_AGAIN_S = 1.0
 
@@ -76,33 +77,6 @@ class ModelList(msgspec.Struct, frozen=True):
 
     data: list[Model]
     object: str = "list"
-
-
-class ServerMetadata(msgspec.Struct, frozen=True):
-    """GET /v2 of the Open Inference Protocol."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class Live(msgspec.Struct, frozen=True):
-    """GET /v2/health/live."""
-
-    live: bool
-
-
-class Ready(msgspec.Struct, frozen=True):
-    """GET /v2/health/ready."""
-
-    ready: bool
-
-
-class ModelReady(msgspec.Struct, frozen=True):
-    """GET /v2/models/M/ready."""
-
-    name: str
-    ready: bool
 
 
 class StatusRoutes:
@@ -206,7 +180,7 @@ class StatusRoutes:
     @operation(ServerMetadata)
     async def server(self, request: web.Request) -> web.StreamResponse:
         """GET /v2: metadata of the Open Inference Protocol."""
-        return json_response(ServerMetadata("rbee", __version__, ["binary_tensor_data"]))
+        return json_response(ServerMetadata("rbee", __version__, EXTENSIONS))
 
     @operation(Live)
     async def live(self, request: web.Request) -> web.StreamResponse:

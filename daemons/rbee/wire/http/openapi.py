@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 from rbee.wire.errors import ErrorBody
-from rbee.wire.http.middleware import is_open
+from rbee.wire.http.middleware import CORRELATION_HEADER, is_open
 from rbee.wire.http.operations import JSON, Operation, operation, operation_of
 from rbee.wire.http.server import json_response
 from rbee.wire.names import HIVE_ID, MODEL_NAME, WORKER_ID
@@ -31,10 +31,12 @@ _MOMENT = (
     r"(\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9]))$"
 )
 _PATTERNS = {
-    "model": _MODEL, "alias": _MODEL, "request_id": _UUID, "version": "^1$",
+    "model": _MODEL, "alias": _MODEL, "request_id": _UUID, "X-Request-Id": _UUID, "version": "^1$",
     "hive": f"^{HIVE_ID.pattern}$", "worker": f"^{WORKER_ID.pattern}$", "X-Request-Deadline": _MOMENT,
     "Last-Event-ID": "^[0-9]{1,12}$", "boot_id": "^[!-~]{1,512}$",
 }  # fmt: skip
+CORRELATED = {CORRELATION_HEADER: "the request's name in records, errors and explanations"}
+"""The header that every answer of every daemon carries, and what it says."""
 _SECURITY: list[Json] = [{"bearer": []}]
 
 

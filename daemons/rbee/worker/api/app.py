@@ -2,8 +2,10 @@
 
 from aiohttp import web
 
+from rbee import __version__
 from rbee.wire.auth import TokenVerifier
 from rbee.wire.http.middleware import open_route
+from rbee.wire.http.openapi import CORRELATED, DocumentRoute
 from rbee.wire.http.server import build_app, metrics_handler
 from rbee.wire.messages import WorkerState
 from rbee.wire.peer import PeerAdmins
@@ -35,6 +37,7 @@ def build_worker_app(service: WorkerService, verifier: TokenVerifier, admins: Pe
     )
     status, inference, openai = StatusRoutes(service), InferenceRoutes(service), OpenAiRoutes(service)
     embeddings, rerank, tensors = EmbeddingsRoutes(service), RerankRoutes(service), OpenInferenceRoutes(service)
+    DocumentRoute(app, "rbee worker", __version__, CORRELATED)
     app.add_routes(
         [
             web.get("/health", open_route(status.health)),
@@ -57,7 +60,7 @@ def build_worker_app(service: WorkerService, verifier: TokenVerifier, admins: Pe
             web.get("/v2/models/{model:.+}/versions/{version}/ready", tensors.model_ready),
             web.get("/v2/models/{model:.+}/versions/{version}", tensors.model),
             web.get("/v2/models/{model:.+}/ready", tensors.model_ready),
-            web.get("/v2/models/{model:.+}", tensors.model),
+            web.get("/v2/models/{model:(?!.+/infer$).+}", tensors.model),
         ]
     )
     return app

@@ -10,12 +10,21 @@ from aiohttp import web
 from msgspec import Meta
 
 from rbee.wire.errors import InvalidRequest
+from rbee.wire.http.operations import operation
 from rbee.wire.worker_spec import Task
-from rbee.worker.api.parameters import read_parameters
+from rbee.worker.api.openai_answers import PromptUsage
+from rbee.worker.api.parameters import accepted, read_parameters
 from rbee.worker.engine.embed import Embedded, Embedder
 from rbee.worker.engine.encoder import Floats
 from rbee.worker.engine.runner import Runner
-from rbee.worker.service import REQUEST_ID_HEADER, WorkerService, client_of, deadline_of, request_id_of
+from rbee.worker.service import (
+    REQUEST_HEADERS,
+    REQUEST_ID_HEADER,
+    WorkerService,
+    client_of,
+    deadline_of,
+    request_id_of,
+)
 
 MOST_INPUTS = 2048
 LARGE = 16_384
@@ -37,12 +46,30 @@ class EmbeddingsBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     truncate: bool | None = None
 
 
+class Embedding(msgspec.Struct, frozen=True):
+    """The vector of one text: numbers, or their bytes (float32, little-endian) in base64."""
+
+    index: int
+    embedding: Annotated[msgspec.Raw, Meta(extra_json_schema={"type": ["array", "string"]})]
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingsAnswer(msgspec.Struct, frozen=True):
+    """POST /v1/embeddings: a vector a text, in their order."""
+
+    data: list[Embedding]
+    model: str
+    usage: PromptUsage
+    object: Literal["list"] = "list"
+
+
 class EmbeddingsRoutes:
     """Vectors of texts."""
 
     def __init__(self, service: WorkerService) -> None:
         self._service = service
 
+    @operation(EmbeddingsAnswer, body=accepted(EmbeddingsBody), headers=REQUEST_HEADERS)
     async def embed(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/embeddings."""
         model = self._service.model_for(Task.EMBED).model
@@ -73,12 +100,8 @@ async def _written(found: Embedded, encoding: str, model: str, runner: Runner) -
 
 def _answer(found: Embedded, encoding: str, model: str) -> bytes:
     # vector by vector: one call for all of them would hold the interpreter, and the event loop with it, until its end
-    data = [
-        {"object": "embedding", "index": index, "embedding": _encoded(vector, encoding)}
-        for index, vector in enumerate(found.vectors)
-    ]
-    usage = {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens}
-    return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
+    data = [Embedding(index, _encoded(vector, encoding)) for index, vector in enumerate(found.vectors)]
+    return msgspec.json.encode(EmbeddingsAnswer(data, model, PromptUsage(found.prompt_tokens, found.prompt_tokens)))
 
 
 def _encoded(vector: Floats, encoding: str) -> msgspec.Raw:

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import msgspec
 from aiohttp import web
 
 from rbee.wire.errors import InvalidRequest
 from rbee.wire.worker_spec import Task
+from rbee.worker.api.openai_answers import Usage
 from rbee.worker.api.streams import Item, side_by_side
 from rbee.worker.api.tools import ToolUse
 from rbee.worker.engine.chat import Conversation
@@ -25,6 +27,15 @@ from rbee.worker.requests import RunningRequest
 from rbee.worker.service import WorkerService, client_of, deadline_of, request_id_of
 
 _SEEDS = 1 << 63
+
+
+class Measures(msgspec.Struct, frozen=True):
+    """Token counts, time to first token in ms, and tokens a second after the first."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    ttft_ms: float
+    tokens_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,28 +98,20 @@ class Generation:
         return self.finished.get(0) or Finished(FinishReason.LENGTH, self.running.tokens)
 
     @property
-    def measures(self) -> dict[str, float | int]:
+    def measures(self) -> Measures:
         """Token counts, time to first token in ms, and tokens a second after the first."""
         total = time.monotonic() - self.started
         first = self.first_text_s if self.first_text_s is not None else total
         tokens = self.running.tokens
         decoding = total - first
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": tokens,
-            "ttft_ms": round(first * 1000, 2),
-            "tokens_per_s": round((tokens - 1) / decoding, 2) if tokens > 1 and decoding > 0 else 0.0,
-        }
+        rate = round((tokens - 1) / decoding, 2) if tokens > 1 and decoding > 0 else 0.0
+        return Measures(self.prompt_tokens, tokens, round(first * 1000, 2), rate)
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> Usage:
         """Token counts in OpenAI's shape."""
         tokens = self.running.tokens
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": tokens,
-            "total_tokens": self.prompt_tokens + tokens,
-        }
+        return Usage(self.prompt_tokens, tokens, self.prompt_tokens + tokens)
 
 
 @asynccontextmanager

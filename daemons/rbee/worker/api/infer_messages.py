@@ -25,8 +25,8 @@ Name = Annotated[str, Meta(max_length=256)]
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-class OfInput(msgspec.Struct, frozen=True):
-    """Parameters of an input: how many of the bytes behind the JSON are its data."""
+class OfTensor(msgspec.Struct, frozen=True):
+    """Parameters of a tensor: how many of the bytes behind the JSON are its data."""
 
     binary_data_size: Annotated[int, Meta(ge=0)] | None = None
 
@@ -72,6 +72,25 @@ class InferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parameters: dict[str, Any] = {}
 
 
+class OutputTensor(msgspec.Struct, frozen=True):
+    """One output: ``data`` flat in row-major order, or in ``parameters`` how many of the bytes behind the JSON."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    parameters: OfTensor | msgspec.UnsetType = msgspec.UNSET
+
+
+class InferAnswer(msgspec.Struct, frozen=True):
+    """The JSON of an answer; ``id`` is the request's."""
+
+    model_name: str
+    model_version: str
+    id: str
+    outputs: list[OutputTensor]
+
+
 class Asked(msgspec.Struct, frozen=True):
     """A request that was read; ``binary`` says of an output whether it goes as bytes."""
 
@@ -110,7 +129,7 @@ def read(body: bytes, header: str | None) -> Asked:
     wishes = {wish.name: _parameters(wish.parameters, OfOutput).binary_data for wish in found.outputs}
     given, at = [], end
     for tensor in found.inputs:
-        size = _parameters(tensor.parameters, OfInput).binary_data_size
+        size = _parameters(tensor.parameters, OfTensor).binary_data_size
         given.append(_tensor(tensor, None if size is None else view[at : at + size], size or 0))
         at += size or 0
     if at != len(body):
@@ -170,17 +189,17 @@ def _parameters(given: Mapping[str, Any], kind: type[T]) -> T:
         raise InvalidRequest(f"a parameter is not acceptable: {str(error)[:200]}", param="parameters") from None
 
 
-def write(asked: Asked, answer: Mapping[str, str], outputs: Sequence[NamedTensor]) -> Written:
-    """The answer's body: ``answer`` has its other fields. Raises InferenceError for a value that JSON cannot say."""
-    described: list[dict[str, object]] = []
+def write(asked: Asked, answer: InferAnswer, outputs: Sequence[NamedTensor]) -> Written:
+    """The body of ``answer`` with its outputs. Raises InferenceError for a value that JSON cannot say."""
+    described: list[OutputTensor] = []
     parts: list[bytes | memoryview] = []
     for output in outputs:
         element = DATATYPES.get(output.datatype, output.datatype)
-        entry = {"name": output.name, "datatype": output.datatype, "shape": list(output.values.shape)}
-        if asked.binary.get(output.name, asked.binary_by_default):
+        name, shape = output.name, list(output.values.shape)
+        if asked.binary.get(name, asked.binary_by_default):
             parts.append(to_binary(element, output.values))
-            described.append({**entry, "parameters": {"binary_data_size": len(parts[-1])}})
+            described.append(OutputTensor(name, output.datatype, shape, parameters=OfTensor(len(parts[-1]))))
         else:
-            described.append({**entry, "data": to_json(output.name, element, output.values)})
-    head = msgspec.json.encode({**answer, "outputs": described})
+            described.append(OutputTensor(name, output.datatype, shape, to_json(name, element, output.values)))
+    head = msgspec.json.encode(msgspec.structs.replace(answer, outputs=described))
     return Written(b"".join([head, *parts]), len(head)) if parts else Written(head, None)

@@ -1,18 +1,21 @@
 """POST /v1/inference: text with typed events; DELETE /v1/inference/ID: cancel."""
 
+import msgspec
 from aiohttp import web
 
 from rbee.wire import context, names
 from rbee.wire.errors import InvalidRequest, RbeeError
+from rbee.wire.http.operations import EVENTS, operation
 from rbee.wire.http.server import json_response
 from rbee.worker.api.events import BoundedStream
-from rbee.worker.api.generation import Generation, Prompt, Wanted, generation, generator_of
+from rbee.worker.api.generation import Generation, Measures, Prompt, Wanted, generation, generator_of
 from rbee.worker.api.messages import Message, plain_messages
-from rbee.worker.api.parameters import SamplingBody, check_end, read_parameters, sampling_of, stops_of
+from rbee.worker.api.parameters import SamplingBody, accepted, check_end, read_parameters, sampling_of, stops_of
 from rbee.worker.api.structured import grammar_of
 from rbee.worker.engine.chat import Conversation
+from rbee.worker.engine.generation import FinishReason
 from rbee.worker.engine.text_model import TextModel
-from rbee.worker.service import REQUEST_ID_HEADER, WorkerService
+from rbee.worker.service import REQUEST_HEADERS, REQUEST_ID_HEADER, WorkerService
 
 
 class InferenceBody(SamplingBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -23,12 +26,23 @@ class InferenceBody(SamplingBody, frozen=True, forbid_unknown_fields=True, kw_on
     stream: bool = True
 
 
+class InferenceAnswer(msgspec.Struct, frozen=True):
+    """The answer of POST /v1/inference where it is not streamed."""
+
+    request_id: str
+    model: str
+    text: str
+    finish_reason: FinishReason
+    metrics: Measures
+
+
 class InferenceRoutes:
     """Inference in rbee's own shape."""
 
     def __init__(self, service: WorkerService) -> None:
         self._service = service
 
+    @operation(InferenceAnswer, media=(EVENTS,), body=accepted(InferenceBody), headers=REQUEST_HEADERS)
     async def infer(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/inference: SSE started, token..., metrics, then one end or error, then [DONE]."""
         generator = generator_of(self._service)
@@ -39,6 +53,7 @@ class InferenceRoutes:
             return await self._whole(request, wanted)
         return await self._streamed(request, wanted)
 
+    @operation(status=204)
     async def cancel(self, request: web.Request) -> web.StreamResponse:
         """DELETE /v1/inference/ID: 204 whether it ran or not."""
         self._service.requests.cancel(names.request_id(request.match_info["request_id"]))
@@ -47,13 +62,8 @@ class InferenceRoutes:
     async def _whole(self, request: web.Request, wanted: Wanted) -> web.StreamResponse:
         async with generation(self._service, request, wanted) as found:
             text = "".join([piece.text async for piece in found.pieces()])
-        answer = {
-            "request_id": found.request_id,
-            "model": self._service.definition.model,
-            "text": text,
-            "finish_reason": found.end.reason.value,
-            "metrics": found.measures,
-        }
+        model, reason = self._service.definition.model, found.end.reason
+        answer = InferenceAnswer(found.request_id, model, text, reason, found.measures)
         return json_response(answer, headers={REQUEST_ID_HEADER: found.request_id})
 
     async def _streamed(self, request: web.Request, wanted: Wanted) -> web.StreamResponse:

@@ -10,18 +10,35 @@ from aiohttp import web
 
 from rbee import __version__
 from rbee.wire.errors import ModelLoading, ModelNotFound
+from rbee.wire.http.operations import BYTES, operation
 from rbee.wire.http.server import json_response, read_body
+from rbee.wire.open_inference import (
+    EXTENSIONS,
+    VERSION,
+    Live,
+    ModelMetadata,
+    ModelReady,
+    Ready,
+    ServerMetadata,
+    TensorMetadata,
+)
 from rbee.wire.worker_spec import Task
 from rbee.worker.api import infer_messages
-from rbee.worker.api.infer_messages import BINARY_HEADER, Written
+from rbee.worker.api.infer_messages import BINARY_HEADER, InferAnswer, InferBody, Written
 from rbee.worker.engine.datatypes import NAMES
 from rbee.worker.engine.onnx_file import TensorInfo
 from rbee.worker.engine.tensor import Reading, TensorModel, protocol_shape
-from rbee.worker.service import REQUEST_ID_HEADER, WorkerService, client_of, deadline_of, request_id_of
+from rbee.worker.service import (
+    REQUEST_HEADERS,
+    REQUEST_ID_HEADER,
+    WorkerService,
+    client_of,
+    deadline_of,
+    request_id_of,
+)
 
 MOST_BODY = 64 << 20
-VERSION = "1"
-EXTENSIONS = ["binary_tensor_data"]
+INFER_HEADERS = REQUEST_HEADERS | {BINARY_HEADER: "bytes of JSON before the binary tensors"}
 
 
 class OpenInferenceRoutes:
@@ -30,40 +47,46 @@ class OpenInferenceRoutes:
     def __init__(self, service: WorkerService) -> None:
         self._service = service
 
+    @operation(ServerMetadata)
     async def server(self, request: web.Request) -> web.StreamResponse:
         """GET /v2: name, version, extensions."""
-        return json_response({"name": "rbee-worker", "version": __version__, "extensions": EXTENSIONS})
+        return json_response(ServerMetadata("rbee-worker", __version__, EXTENSIONS))
 
+    @operation(Live)
     async def live(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/health/live."""
-        return json_response({"live": True})
+        return json_response(Live(True))
 
+    @operation(Ready, more=(503,))
     async def ready(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/health/ready: 200, or 503 while the worker takes no requests."""
         ready = self._service.state.ready
-        return json_response({"ready": ready}, status=200 if ready else 503)
+        return json_response(Ready(ready), status=200 if ready else 503)
 
+    @operation(ModelReady, more=(503,))
     async def model_ready(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/models/M/ready."""
         self._check(request)
         ready, name = self._service.state.ready, self._service.definition.model
-        return json_response({"name": name, "ready": ready}, status=200 if ready else 503)
+        return json_response(ModelReady(name, ready), status=200 if ready else 503)
 
+    @operation(ModelMetadata)
     async def model(self, request: web.Request) -> web.StreamResponse:
         """GET /v2/models/M: inputs and outputs."""
         self._check(request)
         loaded = self._service.model_for(Task.TENSOR, Task.EMBED, Task.RANK, Task.GENERATE)
         graph = loaded.folder.facts.graph
         return json_response(
-            {
-                "name": self._service.definition.model,
-                "versions": [VERSION],
-                "platform": "onnxruntime_onnx",
-                "inputs": [_metadata(tensor) for tensor in graph.inputs],
-                "outputs": [_metadata(tensor) for tensor in graph.outputs],
-            }
+            ModelMetadata(
+                self._service.definition.model,
+                [VERSION],
+                "onnxruntime_onnx",
+                [_metadata(tensor) for tensor in graph.inputs],
+                [_metadata(tensor) for tensor in graph.outputs],
+            )
         )
 
+    @operation(InferAnswer, media=(BYTES,), body=InferBody, bodies=(BYTES,), headers=INFER_HEADERS)
     async def infer(self, request: web.Request) -> web.StreamResponse:
         """POST /v2/models/M/infer."""
         self._check(request)
@@ -100,10 +123,10 @@ class OpenInferenceRoutes:
 def _read(body: bytes, header: str | None, model: str, request_id: str) -> Reading[Written]:
     """The request in ``body``, and what writes its answer."""
     asked = infer_messages.read(body, header)
-    answer = {"model_name": model, "model_version": VERSION, "id": asked.id or request_id}
+    answer = InferAnswer(model, VERSION, asked.id or request_id, [])
     return asked.request, partial(infer_messages.write, asked, answer)
 
 
-def _metadata(tensor: TensorInfo) -> dict[str, object]:
+def _metadata(tensor: TensorInfo) -> TensorMetadata:
     datatype = NAMES.get(tensor.element, tensor.element.upper())
-    return {"name": tensor.name, "datatype": datatype, "shape": protocol_shape(tensor)}
+    return TensorMetadata(tensor.name, datatype, protocol_shape(tensor))

@@ -11,13 +11,15 @@ from aiohttp import web
 
 from rbee.wire import context
 from rbee.wire.errors import RbeeError
+from rbee.wire.http.operations import EVENTS, operation
 from rbee.wire.http.server import json_response
 from rbee.worker.api.events import BoundedStream
 from rbee.worker.api.generation import Generation, Wanted, generation, generator_of
+from rbee.worker.api.openai_answers import ChatCompletion, Model, ModelList, TextCompletion
 from rbee.worker.api.openai_bodies import ChatBody, CompletionBody, OpenAiBody, chat_wanted, completion_wanted
 from rbee.worker.api.openai_shapes import ChatShape, ChoiceReader, CompletionShape, Delta
-from rbee.worker.api.parameters import read_parameters
-from rbee.worker.service import REQUEST_ID_HEADER, WorkerService
+from rbee.worker.api.parameters import accepted, read_parameters
+from rbee.worker.service import REQUEST_HEADERS, REQUEST_ID_HEADER, WorkerService
 
 STILL_HERE_S = 5.0
 """A long tool call must not look like a stream in which nothing comes any more."""
@@ -30,11 +32,12 @@ class OpenAiRoutes:
     def __init__(self, service: WorkerService) -> None:
         self._service = service
 
+    @operation(ModelList)
     async def models(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/models: the one model."""
-        entry = {"id": self._service.definition.model, "object": "model", "created": self._service.created}
-        return json_response({"object": "list", "data": [{**entry, "owned_by": "rbee"}]})
+        return json_response(ModelList([Model(self._service.definition.model, self._service.created)]))
 
+    @operation(ChatCompletion, media=(EVENTS,), body=accepted(ChatBody), headers=REQUEST_HEADERS)
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
         text = generator_of(self._service).text
@@ -43,6 +46,7 @@ class OpenAiRoutes:
         wanted = chat_wanted(body, text)
         return await self._answer(request, body, wanted, partial(ChatShape, logprobs=body.logprobs))
 
+    @operation(TextCompletion, media=(EVENTS,), body=accepted(CompletionBody), headers=REQUEST_HEADERS)
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/completions."""
         generator = generator_of(self._service)
@@ -94,7 +98,7 @@ class OpenAiRoutes:
                         last.append((None, written.chunk(delta) | more))  # its reader finds the slot free
                     delta = await anext(coming, None)
                 if usage:
-                    last.append((None, {**written.envelope([], streamed=True), "usage": found.usage}))
+                    last.append((None, {**written.envelope([]), "usage": found.usage}))
         except RbeeError as error:
             if stream is None:
                 raise

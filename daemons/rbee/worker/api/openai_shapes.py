@@ -5,6 +5,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from rbee.worker.api.openai_answers import (
+    AssistantMessage,
+    CalledFunction,
+    ChatChoice,
+    ChatCompletion,
+    TextChoice,
+    TextCompletion,
+    Usage,
+)
+from rbee.worker.api.openai_answers import ToolCall as WrittenCall
 from rbee.worker.engine.generation import Finished, FinishReason, Piece, ScoredToken, TokenLogprob
 from rbee.worker.engine.tool_parser import Found, MoreArguments, ToolCall, ToolCallParser
 
@@ -102,16 +112,12 @@ class Shape(ABC):
         """A streamed piece of one choice."""
 
     @abstractmethod
-    def choice(self, whole: Delta) -> Json:
-        """One choice of the answer at once."""
+    def envelope(self, choices: Sequence[Mapping[str, object]]) -> Json:
+        """What stands around the choices of a streamed piece."""
 
     @abstractmethod
-    def envelope(self, choices: Sequence[Mapping[str, object]], *, streamed: bool) -> Json:
-        """What stands around the choices."""
-
-    def answer(self, wholes: Sequence[Delta], usage: Mapping[str, int]) -> Json:
+    def answer(self, wholes: Sequence[Delta], usage: Usage) -> ChatCompletion | TextCompletion:
         """The answer at once."""
-        return {**self.envelope([self.choice(each) for each in wholes], streamed=False), "usage": usage}
 
 
 @dataclass(slots=True)
@@ -121,7 +127,7 @@ class ChatShape(Shape):
     def opening(self, index: int) -> Json | None:
         """The role."""
         choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
-        return self.envelope([{**choice, "finish_reason": None}], streamed=True)
+        return self.envelope([{**choice, "finish_reason": None}])
 
     def chunk(self, delta: Delta) -> Json:
         """A delta of text, of calls, or of both."""
@@ -129,21 +135,25 @@ class ChatShape(Shape):
         if delta.calls:
             told["tool_calls"] = [{"index": call.number, **_call(call)} for call in delta.calls]
         choice = {"index": delta.index, "delta": told, "logprobs": self._logprobs(delta), "finish_reason": delta.finish}
-        return self.envelope([choice], streamed=True)
+        return self.envelope([choice])
 
-    def choice(self, whole: Delta) -> Json:
-        """The assistant's message."""
-        message: Json = {"role": "assistant", "content": whole.text, "refusal": None}
-        if whole.calls:
-            message |= {"content": whole.text or None, "tool_calls": [_call(call) for call in whole.calls]}
-        logprobs = self._logprobs(whole, empty=True)
-        return {"index": whole.index, "message": message, "logprobs": logprobs, "finish_reason": whole.finish}
+    def answer(self, wholes: Sequence[Delta], usage: Usage) -> ChatCompletion:
+        """The assistant's messages."""
+        return ChatCompletion(self._id, self.created, self.model, [self._choice(each) for each in wholes], usage)
 
-    def envelope(self, choices: Sequence[Mapping[str, object]], *, streamed: bool) -> Json:
+    def envelope(self, choices: Sequence[Mapping[str, object]]) -> Json:
         """Id, object, time and model."""
-        kind = "chat.completion.chunk" if streamed else "chat.completion"
-        head = {"id": f"chatcmpl-{self.request_id}", "object": kind, "created": self.created}
+        head = {"id": self._id, "object": "chat.completion.chunk", "created": self.created}
         return {**head, "model": self.model, "choices": choices}
+
+    @property
+    def _id(self) -> str:
+        return f"chatcmpl-{self.request_id}"
+
+    def _choice(self, whole: Delta) -> ChatChoice:
+        calls = _written(whole.calls)
+        message = AssistantMessage(whole.text or None, calls) if calls else AssistantMessage(whole.text)
+        return ChatChoice(whole.index, message, self._logprobs(whole, empty=True), whole.finish)
 
     def _logprobs(self, delta: Delta, *, empty: bool = False) -> Json | None:
         if not self.logprobs or not (delta.logprobs or empty):
@@ -168,18 +178,23 @@ class CompletionShape(Shape):
     def chunk(self, delta: Delta) -> Json:
         """A piece of text."""
         choice = {"index": delta.index, "text": delta.text, "logprobs": self._logprobs(delta)}
-        return self.envelope([{**choice, "finish_reason": delta.finish}], streamed=True)
+        return self.envelope([{**choice, "finish_reason": delta.finish}])
 
-    def choice(self, whole: Delta) -> Json:
-        """The text."""
-        choice = {"index": whole.index, "text": self.echo + whole.text, "logprobs": self._logprobs(whole)}
-        return {**choice, "finish_reason": whole.finish}
+    def answer(self, wholes: Sequence[Delta], usage: Usage) -> TextCompletion:
+        """The texts."""
+        return TextCompletion(self._id, self.created, self.model, [self._choice(each) for each in wholes], usage)
 
-    def envelope(self, choices: Sequence[Mapping[str, object]], *, streamed: bool) -> Json:
+    def envelope(self, choices: Sequence[Mapping[str, object]]) -> Json:
         """Id, object, time and model."""
-        del streamed
-        head = {"id": f"cmpl-{self.request_id}", "object": "text_completion", "created": self.created}
+        head = {"id": self._id, "object": "text_completion", "created": self.created}
         return {**head, "model": self.model, "choices": choices}
+
+    @property
+    def _id(self) -> str:
+        return f"cmpl-{self.request_id}"
+
+    def _choice(self, whole: Delta) -> TextChoice:
+        return TextChoice(whole.index, self.echo + whole.text, self._logprobs(whole), whole.finish)
 
     def _logprobs(self, delta: Delta) -> Json | None:
         if not self.logprobs:
@@ -201,6 +216,14 @@ class CompletionShape(Shape):
 
 def _scored(token: ScoredToken) -> Json:
     return {"token": token.spelt.text, "logprob": token.logprob, "bytes": list(token.spelt.raw)}
+
+
+def _written(calls: Sequence[CallDelta]) -> list[WrittenCall]:
+    return [
+        WrittenCall(call.begins.call_id, CalledFunction(call.begins.name, call.arguments))
+        for call in calls
+        if call.begins is not None
+    ]
 
 
 def _call(call: CallDelta) -> Json:

@@ -94,6 +94,24 @@ async def read_parameters(request: web.Request, kind: type[T]) -> T:
     return decode_body(msgspec.json.encode(kept), kind)
 
 
+def accepted(kind: type[T]) -> type[msgspec.Struct]:
+    """``kind`` as :func:`read_parameters` takes it, for the OpenAPI document: null too, and what asks for nothing."""
+    fields: list[tuple[str, Any, Any]] = []
+    for field in msgspec.structs.fields(kind):
+        optional = field.type if field.required else field.type | None
+        fields.append((field.name, optional, field.default))
+    known = frozenset(kind.__struct_encode_fields__)
+    fields += [(name, _one_of((*values, None)), None) for name, values in NEUTRAL.items() if name not in known]
+    fields += [(name, Any, None) for name in sorted(LABELS - known)]
+    return msgspec.defstruct(
+        kind.__name__, fields, namespace={"__doc__": kind.__doc__}, kw_only=True, forbid_unknown_fields=True
+    )
+
+
+def _one_of(values: tuple[object, ...]) -> Any:  # noqa: ANN401 - a type, as annotations write it
+    return Annotated[Any, Meta(extra_json_schema={"enum": list(values)})]
+
+
 def _is_neutral(name: str, value: object) -> bool:
     return name in LABELS or any(value == neutral and type(value) is type(neutral) for neutral in NEUTRAL.get(name, ()))
 

@@ -3,18 +3,27 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta
 
 from rbee.wire.errors import InvalidRequest
+from rbee.wire.http.operations import operation
 from rbee.wire.worker_spec import Task
-from rbee.worker.api.parameters import read_parameters
+from rbee.worker.api.openai_answers import PromptUsage
+from rbee.worker.api.parameters import accepted, read_parameters
 from rbee.worker.engine.rank import Ranked, Ranker
 from rbee.worker.engine.runner import Runner
-from rbee.worker.service import REQUEST_ID_HEADER, WorkerService, client_of, deadline_of, request_id_of
+from rbee.worker.service import (
+    REQUEST_HEADERS,
+    REQUEST_ID_HEADER,
+    WorkerService,
+    client_of,
+    deadline_of,
+    request_id_of,
+)
 
 ROUTE = "/v1/rerank"
 MOST_DOCUMENTS = 2048
@@ -45,12 +54,31 @@ class RerankBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     truncate: bool | None = None
 
 
+class Result(msgspec.Struct, frozen=True):
+    """How well the document of that number answers."""
+
+    index: int
+    relevance_score: float
+    document: Document | msgspec.UnsetType = msgspec.UNSET
+
+
+class RerankAnswer(msgspec.Struct, frozen=True):
+    """POST /v1/rerank: results best first."""
+
+    id: str
+    model: str
+    results: list[Result]
+    usage: PromptUsage
+    object: Literal["list"] = "list"
+
+
 class RerankRoutes:
     """Documents by relevance."""
 
     def __init__(self, service: WorkerService) -> None:
         self._service = service
 
+    @operation(RerankAnswer, body=accepted(RerankBody), headers=REQUEST_HEADERS)
     async def rank(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/rerank: results best first, each with its document's index; equal ones in the documents' order."""
         model = self._service.model_for(Task.RANK).model
@@ -89,15 +117,9 @@ class _Writer:
 
     def answer(self, found: Ranked) -> bytes:
         """The body as JSON."""
-        return msgspec.json.encode(
-            {
-                "id": self.request_id,
-                "object": "list",
-                "model": self.model,
-                "results": _results(found.scores, self.texts, self.most),
-                "usage": {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens},
-            }
-        )
+        results = _results(found.scores, self.texts, self.most)
+        usage = PromptUsage(found.prompt_tokens, found.prompt_tokens)
+        return msgspec.json.encode(RerankAnswer(self.request_id, self.model, results, usage))
 
 
 async def _written(found: Ranked, writer: _Writer, runner: Runner) -> bytes:
@@ -105,10 +127,8 @@ async def _written(found: Ranked, writer: _Writer, runner: Runner) -> bytes:
     return await runner.off_loop(lambda: writer.answer(found), large=writer.is_large(found))
 
 
-def _results(scores: Sequence[float], texts: Sequence[str] | None, most: int | None) -> list[dict[str, object]]:
+def _results(scores: Sequence[float], texts: Sequence[str] | None, most: int | None) -> list[Result]:
     best = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:most]
-    results: list[dict[str, object]] = [{"index": index, "relevance_score": scores[index]} for index in best]
-    if texts is not None:
-        for result, index in zip(results, best, strict=True):
-            result["document"] = {"text": texts[index]}
-    return results
+    if texts is None:
+        return [Result(index, scores[index]) for index in best]
+    return [Result(index, scores[index], Document(texts[index])) for index in best]
