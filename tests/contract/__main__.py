@@ -7,10 +7,11 @@ import tempfile
 from pathlib import Path
 
 from tests.contract.fuzzer import Fuzzer
+from tests.contract.hive import fuzz_hive
 from tests.contract.queen import fuzz_queen
 from tests.contract.worker import fuzz_worker
 
-DAEMONS = {"queen": (fuzz_queen, 40), "worker": (fuzz_worker, 30)}
+DAEMONS = {"queen": (fuzz_queen, 40), "hive": (fuzz_hive, 30), "worker": (fuzz_worker, 30)}
 """How each is fuzzed, and for how many seconds unless they are named."""
 
 

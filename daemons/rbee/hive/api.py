@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from rbee import __version__
-from rbee.hive.capabilities import Probe, capabilities_of
+from rbee.hive.capabilities import Capabilities, Probe, capabilities_of
 from rbee.hive.config import HiveConfig
 from rbee.hive.control import Control
 from rbee.hive.gpus import Gpus
@@ -18,6 +18,7 @@ from rbee.hive.workers import WorkerTable
 from rbee.wire import names
 from rbee.wire.errors import InvalidRequest, TooManyRequests
 from rbee.wire.http.middleware import IDENTITY, STREAM, open_route
+from rbee.wire.http.operations import EVENTS, operation
 from rbee.wire.http.server import SseStream, json_response, read_json, while_it_reads
 from rbee.wire.messages import API_VERSION, ExternalReady, GpuFacts, SpawnRequest, WorkerList, WorkerReport
 
@@ -26,6 +27,7 @@ SETTLE_LIMIT_S = 2.0
 _DEFAULT_LINES = 100
 _NDJSON = "application/x-ndjson"
 _COMMENT_S = 15.0
+_LOGS = {"lines": "how many of the last records", "follow": "1: new ones as they are written, too"}
 
 
 class CallbackHealth(msgspec.Struct, frozen=True):
@@ -35,6 +37,14 @@ class CallbackHealth(msgspec.Struct, frozen=True):
     queen_reachable: bool = False
     waiting: int = 0
     why: str = ""
+
+
+class OpenHealth(msgspec.Struct, frozen=True):
+    """GET /health: what anybody may know."""
+
+    status: str
+    version: str
+    api_version: str
 
 
 class HiveHealth(msgspec.Struct, frozen=True):
@@ -124,27 +134,32 @@ class HiveApi:
             ]
         )
 
+    @operation(OpenHealth)
     async def open_health(self, request: web.Request) -> web.StreamResponse:
         """Status and version only: anybody may ask."""
         health = self._health()
-        return json_response({"status": health.status, "version": __version__, "api_version": API_VERSION})
+        return json_response(OpenHealth(health.status, __version__, API_VERSION))
 
+    @operation(HiveHealth)
     async def health(self, request: web.Request) -> web.StreamResponse:
         """The whole of it."""
         return json_response(self._health())
 
+    @operation(Resources)
     async def resources(self, request: web.Request) -> web.StreamResponse:
         """Memory, disk, cores and GPUs, once the memory of workers that ended on a GPU is free, or soon after."""
         await self._gpus.held_by_ended(SETTLE_LIMIT_S)
         facts = await self._machine.facts()
         return json_response(msgspec.convert(msgspec.to_builtins(facts), Resources))
 
+    @operation(Capabilities, query={"refresh": "1: probe again"})
     async def capabilities(self, request: web.Request) -> web.StreamResponse:
         """Backends whose provider really starts; ``?refresh=1`` probes again."""
         result, at = await self._probe.result(time.time(), again=_flag(request, "refresh"))
         gpus, driver = await self._gpus.listed()
         return json_response(capabilities_of(result, at, gpus, driver))
 
+    @operation(WorkerAnswer, status=202, body=SpawnRequest, more=(200,))
     async def spawn(self, request: web.Request) -> web.StreamResponse:
         """202 when the worker begins to start, 200 when it was up already."""
         order = await read_json(request, SpawnRequest)
@@ -152,26 +167,31 @@ class HiveApi:
         message = "starting" if started else "it was up already"
         return json_response(_answer(row, message), status=202 if started else 200)
 
+    @operation(WorkerAnswer, body=ExternalReady)
     async def ready(self, request: web.Request) -> web.StreamResponse:
         """A worker outside systemd is ready."""
         row = await self._control.register(await read_json(request, ExternalReady), _actor(request))
         return json_response(_answer(row, "registered"))
 
+    @operation(WorkerList)
     async def list_workers(self, request: web.Request) -> web.StreamResponse:
         """Every worker of this machine."""
         return json_response(WorkerList(self._table.reports()))
 
+    @operation(WorkerAnswer, status=202, query={"forget": "1: remove the definition that this hive wrote"})
     async def stop(self, request: web.Request) -> web.StreamResponse:
         """202: the worker drains and stops; ``?forget=true`` removes the definition that this hive wrote."""
         worker_id = names.worker_id(request.match_info["worker"])
         row = await self._control.stop(worker_id, _actor(request), forget=_flag(request, "forget"))
         return json_response(_answer(row, "stopping"), status=202)
 
+    @operation(WorkerAnswer, status=202)
     async def restart(self, request: web.Request) -> web.StreamResponse:
         """202: the worker stops and starts again."""
         row = await self._control.restart(names.worker_id(request.match_info["worker"]), _actor(request))
         return json_response(_answer(row, "restarting"), status=202)
 
+    @operation(media=(EVENTS, _NDJSON), query=_LOGS)
     async def logs(self, request: web.Request) -> web.StreamResponse:
         """The last ``?lines=N`` records as events (or as JSON lines, by Accept), then new ones with ``?follow=1``."""
         worker_id = names.worker_id(request.match_info["worker"])

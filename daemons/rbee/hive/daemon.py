@@ -50,6 +50,7 @@ from rbee.wire.errors import ConfigError
 from rbee.wire.http.client import client_session
 from rbee.wire.http.invalid import InvalidPace
 from rbee.wire.http.metrics import HttpMetrics
+from rbee.wire.http.openapi import CORRELATED, DocumentRoute
 from rbee.wire.http.server import Server, build_app, metrics_handler
 from rbee.wire.log import log
 from rbee.wire.messages import API_VERSION, MachineFacts, WorkerReport, WorkerState
@@ -130,6 +131,7 @@ class HiveDaemon:
         )
         self._api.add_to(app)
         ModelRoutes(self._store, ModelOrders(self._store, config.paths.state_dir, self._audit)).add_to(app)
+        DocumentRoute(app, "rbee hive", __version__, CORRELATED)
         app.router.add_get("/metrics", metrics_handler(registry))
         identity = config.tls.identity
         tls = encrypted_for_others(self._sockets, None if identity is None else lambda: server_context(identity))

@@ -13,20 +13,27 @@ from rbee.hive.models.store import ModelStore
 from rbee.hive.models.tickets import Tickets
 from rbee.wire.errors import ErrorBody, ErrorInfo, InvalidRequest, ModelNotHere
 from rbee.wire.http.middleware import CORRELATION, IDENTITY, open_route
+from rbee.wire.http.operations import BYTES, EVENTS, operation
 from rbee.wire.http.server import SseStream, json_response, read_json
 from rbee.wire.model_messages import (
+    Backup,
     DownloadRequest,
+    FileList,
     ModelProgress,
     ModelRow,
+    ModelRows,
     Pin,
     ProgressList,
+    Removed,
     Stage,
     TicketAnswer,
+    Verified,
 )
 from rbee.wire.model_reference import MODEL_ID, Provider, parse
 from rbee.wire.sse import CONTENT_TYPE
 
 _COMMENT_S = 15.0
+_OF_MODEL = {"model": "the model's id", "reference": "or its reference"}
 PROGRESS_PATH = "/v1/models/download/progress"
 
 
@@ -45,16 +52,17 @@ class ModelRoutes:
                 web.post("/v1/models/download", self.download),
                 web.get(PROGRESS_PATH, self.progress),
                 web.get("/v1/models", self.listing),
-                web.delete("/v1/models/{model}", self.remove),
-                web.post("/v1/models/{model}/verify", self.verify),
-                web.put("/v1/models/{model}/pin", self.pin),
-                web.post("/v1/models/{model}/ticket", self.ticket),
-                web.get("/v1/models/{model}/files", open_route(self.files)),
-                web.get("/v1/models/{model}/files/{path:.+}", open_route(self.file)),
+                web.delete("/v1/models/{model_id}", self.remove),
+                web.post("/v1/models/{model_id}/verify", self.verify),
+                web.put("/v1/models/{model_id}/pin", self.pin),
+                web.post("/v1/models/{model_id}/ticket", self.ticket),
+                web.get("/v1/models/{model_id}/files", open_route(self.files)),
+                web.get("/v1/models/{model_id}/files/{path:.+}", open_route(self.file)),
                 web.post("/v1/catalog/backup", self.backup),
             ]
         )
 
+    @operation(ModelProgress, status=202, media=(EVENTS,), body=DownloadRequest, more=(200,))
     async def download(self, request: web.Request) -> web.StreamResponse:
         """Fetch a model: events until it is here (Accept: text/event-stream), else 202, or 200 where it is here."""
         order = await read_json(request, DownloadRequest)
@@ -67,6 +75,7 @@ class ModelRoutes:
         progress = _here(found)
         return await _one_event(request, progress) if _wants_events(request) else json_response(progress)
 
+    @operation((ModelProgress, ProgressList), media=(EVENTS,), query=_OF_MODEL)
     async def progress(self, request: web.Request) -> web.StreamResponse:
         """The download of ?model= or ?reference=, as events or as it is now; without either, all of them."""
         model_id = request.query.get("model")
@@ -82,39 +91,47 @@ class ModelRoutes:
             raise ModelNotHere("no download of that model is under way or ended lately")
         return await _one_event(request, _here(row)) if _wants_events(request) else json_response(_here(row))
 
+    @operation(ModelRows, query={"provider": "of this provider only"})
     async def listing(self, request: web.Request) -> web.StreamResponse:
         """The catalogue, or the part of ?provider=."""
         return json_response(await self._orders.rows(_provider(request)))
 
+    @operation(Removed)
     async def remove(self, request: web.Request) -> web.StreamResponse:
         """Remove a model, or stop its download; 409 while a worker uses it."""
         return json_response(await self._orders.remove(_model_id(request), _actor(request)))
 
+    @operation(Verified)
     async def verify(self, request: web.Request) -> web.StreamResponse:
         """Read every file of a model and compare it with what it was."""
         return json_response(await self._orders.verify(_model_id(request)))
 
+    @operation(ModelRow, body=Pin)
     async def pin(self, request: web.Request) -> web.StreamResponse:
         """Keep a model from being collected, or let it be."""
         wanted = await read_json(request, Pin)
         return json_response(await self._orders.pin(_model_id(request), _actor(request), pinned=wanted.pinned))
 
+    @operation(Backup)
     async def backup(self, request: web.Request) -> web.StreamResponse:
         """Write a verified copy of the catalogue."""
         return json_response(await self._orders.backup())
 
+    @operation(TicketAnswer)
     async def ticket(self, request: web.Request) -> web.StreamResponse:
         """A ticket with which another hive may copy the model."""
         row = await self._orders.row(_model_id(request))
         secret, expires = self._tickets.give(row.id)
         return json_response(TicketAnswer(row.id, row.reference, secret.reveal(), expires))
 
+    @operation(FileList, ticket=True)
     async def files(self, request: web.Request) -> web.StreamResponse:
         """The files of a model and their digests, for the holder of a ticket."""
         model_id = _model_id(request)
         self._tickets.check(model_id, request.headers.get(hdrs.AUTHORIZATION))
         return json_response(await self._orders.files(model_id))
 
+    @operation(media=(BYTES,), more=(206,), ticket=True)
     async def file(self, request: web.Request) -> web.StreamResponse:
         """One file of a model, whole or by range, for the holder of a ticket."""
         model_id, name = _model_id(request), request.match_info["path"]
@@ -126,7 +143,7 @@ class ModelRoutes:
             _is_plain, folder / name, folder
         ):
             raise ModelNotHere("the model has no such file")
-        return web.FileResponse(folder / name)
+        return web.FileResponse(folder / name, headers={hdrs.CONTENT_TYPE: BYTES})
 
 
 def _is_plain(path: Path, folder: Path) -> bool:
@@ -179,7 +196,7 @@ def _actor(request: web.Request) -> str:
 
 
 def _model_id(request: web.Request) -> str:
-    model_id = request.match_info["model"]
+    model_id = request.match_info["model_id"]
     if not MODEL_ID.fullmatch(model_id):
         raise InvalidRequest(
             "the model's id is not acceptable: 'rbee catalog list' shows those there are", details={"field": "model"}

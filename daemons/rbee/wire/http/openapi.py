@@ -18,6 +18,7 @@ from rbee.wire.errors import ErrorBody
 from rbee.wire.http.middleware import CORRELATION_HEADER, is_open
 from rbee.wire.http.operations import JSON, Operation, operation, operation_of
 from rbee.wire.http.server import json_response
+from rbee.wire.model_reference import MODEL_ID
 from rbee.wire.names import HIVE_ID, MODEL_NAME, WORKER_ID
 
 Json = dict[str, Any]
@@ -32,22 +33,27 @@ _MOMENT = (
 )
 _PATTERNS = {
     "model": _MODEL, "alias": _MODEL, "request_id": _UUID, "X-Request-Id": _UUID, "version": "^1$",
+    "model_id": f"^{MODEL_ID.pattern}$",
     "hive": f"^{HIVE_ID.pattern}$", "worker": f"^{WORKER_ID.pattern}$", "X-Request-Deadline": _MOMENT,
     "Last-Event-ID": "^[0-9]{1,12}$", "boot_id": "^[!-~]{1,512}$",
 }  # fmt: skip
 CORRELATED = {CORRELATION_HEADER: "the request's name in records, errors and explanations"}
 """The header that every answer of every daemon carries, and what it says."""
-_SECURITY: list[Json] = [{"bearer": []}]
+_BEARER, _TICKET = "bearer", "ticket"
+_SCHEMES: dict[str, Json] = {
+    _BEARER: {"type": "http", "scheme": "bearer"},
+    _TICKET: {"type": "http", "scheme": "bearer", "description": "a ticket that this daemon gave for the one model"},
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A route as the document has it."""
+    """A route as the document has it; ``scheme`` names what a caller shows, None where anybody may call."""
 
     method: str
     path: str
     summary: str
-    open: bool
+    scheme: str | None
     operation: Operation
 
 
@@ -65,18 +71,25 @@ def described(app: web.Application) -> Iterator[Described]:
         if found is None:
             raise NotDescribed(f"{route.method} {route.resource.canonical}")
         summary = (inspect.getdoc(handler) or "").partition("\n")[0]
-        yield Described(route.method, route.resource.canonical, summary, is_open(handler), found)
+        yield Described(route.method, route.resource.canonical, summary, _scheme(handler, found), found)
+
+
+def _scheme(handler: object, own: Operation) -> str | None:
+    if own.ticket:
+        return _TICKET
+    return None if is_open(handler) else _BEARER
 
 
 def document(app: web.Application, title: str, version: str, headers: Mapping[str, str]) -> Json:
     """The document; ``headers`` are those that every answer carries, with what they say."""
     routes = list(described(app))
-    types = [kind for route in routes for kind in (route.operation.answer, route.operation.body) if kind is not None]
-    types.append(ErrorBody)
+    named = [kind for route in routes for kind in (*_answers(route.operation), route.operation.body)]
+    types = [ErrorBody, *(kind for kind in named if kind is not None)]
     schemas, components = msgspec.json.schema_components(types, schema_hook=_any_json, ref_template=_REF)
     by_type = {id(kind): schema for kind, schema in zip(types, schemas, strict=True)}
     carried = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
     writer = _Writer(by_type, carried)
+    schemes = {route.scheme for route in routes if route.scheme is not None}
     paths: dict[str, Json] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = writer.operation(route)
@@ -86,10 +99,14 @@ def document(app: web.Application, title: str, version: str, headers: Mapping[st
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {scheme: _SCHEMES[scheme] for scheme in sorted(schemes)},
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()},
         },
     }
+
+
+def _answers(own: Operation) -> tuple[Any, ...]:
+    return own.answer if isinstance(own.answer, tuple) else (own.answer,)
 
 
 def _any_json(kind: type) -> Json:
@@ -114,19 +131,20 @@ class _Writer:
                            *_parameters("header", own.headers)],
             "responses": {str(status): self._answer(own) for status in (own.status, *own.more)}
             | {"default": self._error()},
-            "security": [] if route.open else _SECURITY,
+            "security": [] if route.scheme is None else [{route.scheme: []}],
         }  # fmt: skip
         if own.body is not None or own.bodies:
-            written["requestBody"] = {"required": True, "content": self._content(own.body, own.bodies)}
+            written["requestBody"] = {"required": True, "content": self._content((own.body,), own.bodies)}
         return written
 
-    def _content(self, kind: object, media: tuple[str, ...]) -> Json:
-        content: Json = {} if kind is None else {JSON: {"schema": self._by_type[id(kind)]}}
+    def _content(self, kinds: tuple[object, ...], media: tuple[str, ...]) -> Json:
+        schemas = [self._by_type[id(kind)] for kind in kinds if kind is not None]
+        content: Json = {JSON: {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}} if schemas else {}
         return content | {name: {} for name in media}
 
     def _answer(self, own: Operation) -> Json:
         answer: Json = {"description": "The answer.", "headers": self._carried}
-        content = self._content(own.answer, own.media)
+        content = self._content(_answers(own), own.media)
         return answer | ({"content": content} if content else {})
 
     def _error(self) -> Json:

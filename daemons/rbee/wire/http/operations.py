@@ -14,9 +14,10 @@ JSON, EVENTS, BYTES, TEXT = "application/json", "text/event-stream", "applicatio
 class Operation:
     """What a route takes and gives.
 
-    ``answer`` is the type of its JSON answer (None: no body), ``media`` what else an answer may be, ``status`` its
-    code. ``body`` is the type of its request, ``bodies`` other media that it takes, ``required`` whether it must come.
+    ``answer`` is the type of its JSON answer (None: no body; a tuple: one of them), ``media`` what else an answer may
+    be, ``status`` its code. ``body`` is the type of its request, ``bodies`` other media that it takes.
     ``query`` and ``headers`` map a parameter's name to what it means; ``more`` are further statuses with that answer.
+    ``ticket``: a route that is open but for this asks for a ticket of the daemon's own.
     """
 
     answer: Any = None
@@ -27,6 +28,7 @@ class Operation:
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     more: tuple[int, ...] = ()
+    ticket: bool = False
 
 
 def operation(
@@ -39,9 +41,10 @@ def operation(
     query: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
     more: tuple[int, ...] = (),
+    ticket: bool = False,
 ) -> "_Mark":
     """Decorate a handler with what it takes and gives; see :class:`Operation`."""
-    return _Mark(Operation(answer, status, media, body, bodies, query or {}, headers or {}, more))
+    return _Mark(Operation(answer, status, media, body, bodies, query or {}, headers or {}, more, ticket))
 
 
 class _Mark:
