@@ -116,6 +116,12 @@ async def test_an_alias_is_rewritten_and_nothing_else(serving: RunningQueen, wor
     assert worker.bodies == [b'{"seed":7,"model":"talk","x":1.50}']
 
 
+async def test_the_metadata_of_an_alias_is_that_of_its_model(serving: RunningQueen) -> None:
+    async with serving.client.put(f"{serving.url}/v2/aliases/gpt", json={"model": MODEL}) as response:
+        assert response.status == 200
+    assert await serving.get("/v2/models/gpt") == (200, {"name": MODEL, "inputs": []})
+
+
 def test_renaming_leaves_a_body_without_model_alone() -> None:
     assert renamed(b'{"inputs": []}', "talk") == b'{"inputs": []}'
 

@@ -222,7 +222,7 @@ class StatusRoutes:
             raise self._core.admission.loading_error(ask.model)
         call = Call(
             ask.model, ask.asked, lambda worker: model_path(worker, ask.asked), b"", {}, False, account.trail,
-            deadline=ask.deadline, patient=False, method="GET",
+            deadline=ask.deadline, patient=False, method="GET", names_model=False,
         )  # fmt: skip
         answer = await self._core.dispatcher.open(call)
         if isinstance(answer, Refused):
