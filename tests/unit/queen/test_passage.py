@@ -9,11 +9,13 @@ import uuid
 from typing import Any
 
 import aiohttp
+import msgspec
 import openai
 import pytest
 from tests.unit.queen.conftest import API_TOKEN, Configured, Fields, RunningQueen
 from tests.unit.queen.partners import MODEL, WorkerPartner, report, until
 
+from rbee.queen.requests.asks import Head
 from rbee.queen.requests.dispatch import Call, Upstream, renamed
 from rbee.queen.requests.explain import Trail
 from rbee.queen.requests.passage import Account, carry
@@ -113,7 +115,8 @@ async def test_an_alias_is_rewritten_and_nothing_else(serving: RunningQueen, wor
     body = b'{"seed":  7,"model":"gpt","x":1.50}'
     async with serving.client.post(serving.url + CHAT, data=body) as response:
         assert response.status == 200
-    assert worker.bodies == [b'{"seed":7,"model":"talk","x":1.50}']
+    assert worker.bodies == [b'{"seed":  7,"model":"gpt","x":1.50,"model":"talk"}']
+    assert json.loads(worker.bodies[0]) == {"seed": 7, "model": "talk", "x": 1.5}
 
 
 async def test_the_metadata_of_an_alias_is_that_of_its_model(serving: RunningQueen) -> None:
@@ -122,8 +125,13 @@ async def test_the_metadata_of_an_alias_is_that_of_its_model(serving: RunningQue
     assert await serving.get("/v2/models/gpt") == (200, {"name": MODEL, "inputs": []})
 
 
-def test_renaming_leaves_a_body_without_model_alone() -> None:
-    assert renamed(b'{"inputs": []}', "talk") == b'{"inputs": []}'
+@pytest.mark.parametrize(
+    "body", [b' {"model":"gpt"}\r\n\t ', b'{"a":{"model":"gpt"},"model":"gpt","b":"}"}', b'{"model":"x","model":"gpt"}']
+)
+def test_a_renamed_body_says_the_new_name_wherever_the_old_one_stood(body: bytes) -> None:
+    found = msgspec.json.decode(renamed(body, 'the "new"'), type=dict[str, Any])
+    assert found == json.loads(body) | {"model": 'the "new"'}
+    assert msgspec.json.decode(renamed(body, "talk"), type=Head) == Head("talk")
 
 
 async def test_open_inference_goes_to_the_workers_own_name(serving: RunningQueen, worker: WorkerPartner) -> None:

@@ -143,6 +143,12 @@ async def generator(tmp_path: Path, models: Path) -> AsyncIterator[aiohttp.Clien
         yield client
 
 
+async def test_of_two_fields_of_one_name_the_last_one_counts(generator: aiohttp.ClientSession) -> None:
+    body = b'{"model": "an alias", "prompt": "hi", "max_tokens": 1, "stream": false, "model": "bee-talk"}'
+    answer = await generator.post("/v1/inference", data=body)
+    assert answer.status == 200, await answer.text()
+
+
 async def test_inference_at_once_and_its_metrics(generator: aiohttp.ClientSession) -> None:
     body = {"prompt": "What is a hive?", "temperature": 0, "max_tokens": 10, "stream": False, "stop": [" machine"]}
     for _ in range(3):

@@ -80,11 +80,7 @@ class Lane:
         trail.placed(lease.placement)
         limits = core.dispatcher.limits
         limit_s = limits.stall_s if stream else limits.answer_s
-        try:
-            request = self._request(head, body, lease, trail, None if stream else limits.answer_s)
-        except RbeeError:  # the handler meets it as well, and answers with it
-            lease.release()
-            return None
+        request = self._request(head, body, lease, trail, None if stream else limits.answer_s)
         core.dispatcher.budget.deposit()
         record_authenticated(identity, correlation_id=trail.correlation_id)
         if core.audit.everything:

@@ -39,7 +39,6 @@ from rbee.wire.errors import (
     WorkerUnreachable,
 )
 from rbee.wire.http.client import request_headers
-from rbee.wire.http.server import decode_body
 from rbee.wire.log import log
 from rbee.wire.shortage import OOM_KILL
 from rbee.wire.tasks import TaskOwner
@@ -408,8 +407,9 @@ async def _refusal(response: aiohttp.ClientResponse, worker: str) -> Refused:
 
 
 def renamed(body: bytes, name: str) -> bytes:
-    """A JSON object with its ``model`` replaced, every other value byte for byte as it came; raises InvalidRequest."""
-    fields = decode_body(body, dict[str, msgspec.Raw])
-    if "model" not in fields:
-        return body
-    return msgspec.json.encode(fields | {"model": msgspec.Raw(msgspec.json.encode(name))})
+    """A body that was decoded and names a model, with ``name`` for it, else byte for byte as it came.
+
+    Of two fields of one name the last one counts, to the queen as to a worker: so nothing is looked for, and a body is
+    read once, however large it is or many its fields are.
+    """
+    return b'%s,"model":%s}' % (body.rstrip()[:-1], msgspec.json.encode(name))
