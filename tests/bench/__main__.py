@@ -8,6 +8,7 @@ from subprocess import SubprocessError
 from tests.bench import (
     embed,
     failover,
+    fleet,
     footprint,
     generate,
     gpu,
@@ -25,7 +26,7 @@ from tests.machines.testbed import TestbedError
 
 _ALL = (
     readiness.BENCH, footprint.BENCH, generate.BENCH, gpu.BENCH, sampling.BENCH, embed.BENCH, tensor.BENCH,
-    router.BENCH, failover.BENCH, overload.BENCH, scale.BENCH, soak.BENCH,
+    router.BENCH, failover.BENCH, overload.BENCH, scale.BENCH, soak.BENCH, fleet.BENCH,
 )  # fmt: skip
 BENCHES = {bench.name: bench for bench in _ALL}
 

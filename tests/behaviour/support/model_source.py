@@ -9,6 +9,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ class Fault:
 
 @dataclass
 class Seen:
-    """One request that came: its path, Range and Authorization."""
+    """One request that came: its path, Range and Authorization, and when it came (monotonic seconds)."""
 
     method: str
     path: str
@@ -42,6 +43,7 @@ class Seen:
     authorization: str | None
     query: str = ""
     """As it came, still quoted."""
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass

@@ -38,6 +38,11 @@ class ThreeNodes(Machines):
         self.add(name, self.nodes[name])
         self.rbee("node", "install", name, "--packages", SHARED)
 
+    def offer(self, model: str, folder: str) -> None:
+        """Have the source offer a demonstration's model under a name; its declaration is to be told to the queen."""
+        reference = self.source.folder(model, _files(folder))
+        self.declared[model] = {"reference": reference, "idle_limit_s": 0}
+
     def declare(self, model: str, **changes: Json) -> None:
         """Change a model's declaration, and have the queen read it."""
         self.declared[model] |= changes
@@ -59,6 +64,20 @@ class ThreeNodes(Machines):
 @contextmanager
 def three_nodes(release: Release, built: debs.Repositories) -> Iterator[ThreeNodes]:
     """All of it: the first node by three commands one after the other, the others beside one another."""
+    with three_bare_machines(release, built) as fleet:
+        first, *rest = NAMES
+        node = fleet.nodes[first]
+        fleet.timed("node add", first, "--host", node.address, "--host-key", fleet.fingerprint(node))
+        fleet.timed("node install", first, "--packages", SHARED)
+        fleet.timed("infer", "--model", MODEL, "--prompt", "bees", "--max-tokens", "4")
+        with ThreadPoolExecutor(len(rest)) as pool:
+            list(pool.map(fleet.set_up_node, rest))
+        yield fleet
+
+
+@contextmanager
+def three_bare_machines(release: Release, built: debs.Repositories) -> Iterator[ThreeNodes]:
+    """The queen, the source, and machines that take the person's key and have nothing of the project."""
     with Network() as network:
         source = ModelSource(listener=network.listener()).start()
         try:
@@ -68,22 +87,14 @@ def three_nodes(release: Release, built: debs.Repositories) -> Iterator[ThreeNod
 
 
 def _set_up(network: Network, release: Release, built: debs.Repositories, source: ModelSource) -> ThreeNodes:
-    declared = {
-        name: {"reference": source.folder(name, _files(folder)), "idle_limit_s": 0}
-        for name, folder in ((MODEL, MODEL), (CROWD, slow_talk.NAME))
-    }
     queen, *others = (bare(network, name, release, built) for name in ("queen", *NAMES))
-    make_queen(queen, built, declared)
+    nodes = dict(zip(NAMES, others, strict=True))
+    fleet = ThreeNodes(network=network, queen=queen, built=built, nodes=nodes, source=source, declared={})
+    for name, folder in ((MODEL, MODEL), (CROWD, slow_talk.NAME)):
+        fleet.offer(name, folder)
+    make_queen(queen, built, fleet.declared)
     for machine in others:
         take_key(machine, queen)
-    nodes = dict(zip(NAMES, others, strict=True))
-    fleet = ThreeNodes(network=network, queen=queen, built=built, nodes=nodes, source=source, declared=declared)
-    first, *rest = NAMES
-    fleet.timed("node add", first, "--host", nodes[first].address, "--host-key", fleet.fingerprint(nodes[first]))
-    fleet.timed("node install", first, "--packages", SHARED)
-    fleet.timed("infer", "--model", MODEL, "--prompt", "bees", "--max-tokens", "4")
-    with ThreadPoolExecutor(len(rest)) as pool:
-        list(pool.map(fleet.set_up_node, rest))
     return fleet
 
 
