@@ -112,7 +112,9 @@ class HiveDaemon:
             on_idle=self._stop_idle,
             idle_default_s=lambda: self._config.idle_limit_s,
         )
-        self._store = ModelStore(config, ModelMetrics(registry), self._users_of_models)
+        identity = config.tls.identity
+        self._client_tls = None if identity is None else client_context()
+        self._store = ModelStore(config, ModelMetrics(registry), self._users_of_models, self._client_tls)
         self._provision = Provision(self._store, self._table)
         gpus = Gpus(self._table)
         self._control = Control(
@@ -133,10 +135,8 @@ class HiveDaemon:
         ModelRoutes(self._store, ModelOrders(self._store, config.paths.state_dir, self._audit)).add_to(app)
         DocumentRoute(app, "rbee hive", __version__, CORRELATED)
         app.router.add_get("/metrics", metrics_handler(registry))
-        identity = config.tls.identity
         tls = encrypted_for_others(self._sockets, None if identity is None else lambda: server_context(identity))
         self._server = Server(app, self._sockets, _CLOSE_GRACE_S, tls=tls)
-        self._client_tls = None if identity is None else client_context()
         self._revoked: RevokedList | None = None
         self._session: aiohttp.ClientSession | None = None
         self._callbacks: Callbacks | None = None

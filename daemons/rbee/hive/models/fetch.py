@@ -8,8 +8,6 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import aiohttp
-
 from rbee.hive.config import ModelSettings
 from rbee.hive.models.archive import unpack
 from rbee.hive.models.catalogue_file import row_of_manifest
@@ -17,6 +15,7 @@ from rbee.hive.models.download import Download
 from rbee.hive.models.listing import Listing
 from rbee.hive.models.manifest import Manifest, entries_of, model_files, size_of, write_manifest
 from rbee.hive.models.metrics import ModelMetrics
+from rbee.hive.models.sessions import Sessions
 from rbee.hive.models.sink import refused
 from rbee.hive.models.sources import Sources
 from rbee.hive.models.threads import to_its_end
@@ -44,13 +43,13 @@ class Fetcher:
     def __init__(
         self,
         models: Path,
-        session: aiohttp.ClientSession,
+        sessions: Sessions,
         throttle: Throttle,
         metrics: ModelMetrics,
         make_room: Callable[[int], Awaitable[None]],
     ) -> None:
         self._models = models
-        self._session = session
+        self._sessions = sessions
         self._throttle = throttle
         self._metrics = metrics
         self._make_room = make_room
@@ -76,7 +75,7 @@ class Fetcher:
         tries = Tries(settings.retry_most_s, random.random, failed)
         place = self._models / PARTIAL / download.model_id
         download.enter(Stage.RESOLVING)
-        sources = Sources(self._session, tries, endpoint, hub_token)
+        sources = Sources(self._sessions, tries, endpoint, hub_token)
         listing = await sources.resolve(download.reference, source)
         download.expect(listing.total)
         self._metrics.expected.labels(download.model_id).set(listing.total)
@@ -104,7 +103,8 @@ class Fetcher:
             download.received(size)
             self._metrics.received.labels(download.model_id).inc(size)
 
-        transfer = Transfer(self._session, self._throttle, tries, stall_s, reserve, listing.token, received)
+        session = self._sessions.hives if listing.of_hive else self._sessions.web
+        transfer = Transfer(session, self._throttle, tries, stall_s, reserve, listing.token, received)
         folder = place / (_ARCHIVE if listing.archive else _FILES)
         found = []
         for file in listing.files:

@@ -46,11 +46,15 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Everything to fetch. ``token`` goes to the source's own host only; ``archive``: the one file is unpacked."""
+    """Everything to fetch. ``token`` goes to the source's own host only; ``archive``: the one file is unpacked.
+
+    ``of_hive``: the source is another node's hive.
+    """
 
     files: tuple[RemoteFile, ...]
     token: Secret | None = None
     archive: bool = False
+    of_hive: bool = False
 
     @property
     def total(self) -> int:

@@ -24,6 +24,7 @@ from rbee.hive.models.listing import (
     under,
 )
 from rbee.hive.models.manifest import sha256_bytes
+from rbee.hive.models.sessions import Sessions
 from rbee.hive.models.transfer import bearer, interrupted, refusal, refusal_of
 from rbee.hive.models.tries import Tries
 from rbee.wire.auth import Secret
@@ -61,8 +62,8 @@ _KEPT_ENVIRONMENT = (
 class Sources:
     """Resolves references; ``endpoint`` is the hub's address, ``hub_token`` what is presented to it."""
 
-    def __init__(self, session: aiohttp.ClientSession, tries: Tries, endpoint: str, hub_token: Secret | None) -> None:
-        self._session = session
+    def __init__(self, sessions: Sessions, tries: Tries, endpoint: str, hub_token: Secret | None) -> None:
+        self._sessions = sessions
         self._tries = tries
         self._endpoint = endpoint
         self._hub_token = hub_token
@@ -104,7 +105,7 @@ class Sources:
     # The web.
 
     async def _of_web_folder(self, reference: ModelReference) -> Listing:
-        body = await self._get(under(reference.url, SUMS))
+        body = await self._get(self._sessions.web, under(reference.url, SUMS))
         if reference.sha256 is not None and sha256_bytes(body) != reference.sha256:
             raise DownloadFailed(
                 f"{SUMS} at the source is not the one that the reference names: check the digest after '#sha256='",
@@ -135,7 +136,7 @@ class Sources:
 
     async def _sum_beside(self, folder: str, name: str) -> str:
         try:
-            sums = parse_sums((await self._get(under(folder, SUMS))).decode(errors="replace"))
+            sums = parse_sums((await self._get(self._sessions.web, under(folder, SUMS))).decode(errors="replace"))
         except ModelSourceNotFound:
             sums = {}
         if name not in sums:
@@ -151,39 +152,32 @@ class Sources:
         try:
             async with (
                 asyncio.timeout(ASK_LIMIT_S),
-                self._session.head(url, headers=headers, allow_redirects=True) as response,
+                self._sessions.web.head(url, headers=headers, allow_redirects=True) as response,
             ):
                 return response.content_length if response.status == HTTPStatus.OK else None
         except (TimeoutError, aiohttp.ClientError, OSError):
             return None  # the transfer itself meets the same source with all its tries
 
-    async def _get(self, url: str, token: Secret | None = None) -> bytes:
+    async def _get(self, session: aiohttp.ClientSession, url: str, token: Secret | None = None) -> bytes:
         """A small document; six tries."""
+        return await self._tries.run(lambda: self._get_once(session, url, token), PurePosixPath(url).name)
 
-        async def attempt() -> bytes:
-            body = bytearray()
-            try:
-                async with (
-                    asyncio.timeout(ASK_LIMIT_S),
-                    self._session.get(
-                        url, headers=request_headers() | bearer(token) | {"Accept-Encoding": "identity"}
-                    ) as response,
-                ):
-                    if response.status != HTTPStatus.OK:
-                        raise refusal(response)
-                    async for chunk in response.content.iter_any():
-                        body += chunk
-                        if len(body) > _MOST_LISTING_BYTES:
-                            raise ModelSourceNotFound(
-                                "the list of files at the source is over 16 MiB: it is none of ours"
-                            )
-            except TimeoutError:
-                raise DownloadTimeout(f"the source did not answer within {ASK_LIMIT_S:g} s") from None
-            except (aiohttp.ClientError, OSError) as error:
-                raise interrupted(error, len(body)) from error
-            return bytes(body)
-
-        return await self._tries.run(attempt, PurePosixPath(url).name)
+    async def _get_once(self, session: aiohttp.ClientSession, url: str, token: Secret | None) -> bytes:
+        body = bytearray()
+        headers = request_headers() | bearer(token) | {"Accept-Encoding": "identity"}
+        try:
+            async with asyncio.timeout(ASK_LIMIT_S), session.get(url, headers=headers) as response:
+                if response.status != HTTPStatus.OK:
+                    raise refusal(response)
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > _MOST_LISTING_BYTES:
+                        raise ModelSourceNotFound("the list of files at the source is over 16 MiB: it is none of ours")
+        except TimeoutError:
+            raise DownloadTimeout(f"the source did not answer within {ASK_LIMIT_S:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise interrupted(error, len(body)) from error
+        return bytes(body)
 
     # Another hive.
 
@@ -191,7 +185,9 @@ class Sources:
         ticket = Secret(source.ticket)
         base = f"{source.url}/v1/models/{source.model}/files"
         try:
-            listed = decode_answer(await self._get(base, ticket), FileList)
+            # one that may be done without is asked once
+            ask = self._get_once if source.optional else self._get
+            listed = decode_answer(await ask(self._sessions.hives, base, ticket), FileList)
         except ProtocolError as error:
             raise DownloadFailed(f"the other hive does not speak the protocol: {error.message}") from None
         if listed.reference != reference.text or not 0 < len(listed.files) <= MOST_FILES:
@@ -203,7 +199,7 @@ class Sources:
             RemoteFile(safe_path(each.path), under(base, each.path), each.size, Digest("sha256", each.sha256))
             for each in listed.files
         )
-        return Listing(tuple(files), token=ticket)
+        return Listing(tuple(files), token=ticket, of_hive=True)
 
 
 def _hub_file(file: HubFile) -> RemoteFile:

@@ -5,13 +5,12 @@ import contextlib
 import logging
 import os
 import shutil
+import ssl
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import aiohttp
 
 from rbee.hive.config import HiveConfig
 from rbee.hive.definitions import model_folder
@@ -22,6 +21,7 @@ from rbee.hive.models.download import Download
 from rbee.hive.models.fetch import GONE, PARTIAL, Fetcher, remove_stale
 from rbee.hive.models.manifest import size_of
 from rbee.hive.models.metrics import ModelMetrics
+from rbee.hive.models.sessions import Sessions
 from rbee.hive.models.throttle import MEGA, Throttle
 from rbee.host.credentials import find_secret
 from rbee.wire.auth import Secret
@@ -33,7 +33,6 @@ from rbee.wire.errors import (
     StorageUnavailable,
     TooManyRequests,
 )
-from rbee.wire.http.client import client_session
 from rbee.wire.log import log
 from rbee.wire.model_messages import CopySource, ModelRow
 from rbee.wire.model_reference import ModelReference, Provider, kept_folder
@@ -48,9 +47,18 @@ Users = Mapping[str, Sequence[str]]
 
 
 class ModelStore:
-    """Finds, fetches and collects models. ``users`` tells which are in use now; whoever removes holds ``changing``."""
+    """Finds, fetches and collects models. ``users`` tells which are in use now; whoever removes holds ``changing``.
 
-    def __init__(self, config: HiveConfig, metrics: ModelMetrics, users: Callable[[], Users]) -> None:
+    ``tls`` is what other nodes' hives are shown and asked for, where models are copied from them.
+    """
+
+    def __init__(
+        self,
+        config: HiveConfig,
+        metrics: ModelMetrics,
+        users: Callable[[], Users],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._config = config
         self.folder = config.paths.models
         self.catalogue = Catalogue(config.paths.state_dir / "hive" / "models.db", self.folder)
@@ -63,7 +71,8 @@ class ModelStore:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._ended: OrderedDict[str, Download] = OrderedDict()
         self._tasks = TaskOwner()
-        self._session: aiohttp.ClientSession | None = None
+        self._tls = tls
+        self._sessions: Sessions | None = None
 
     async def open(self) -> None:
         """Open the catalogue and take in the folders; a disk that refuses ends nothing."""
@@ -75,8 +84,8 @@ class ModelStore:
     async def close(self) -> None:
         """End the downloads (what came is kept) and close the catalogue."""
         await self._tasks.close()
-        if self._session is not None:
-            await self._session.close()
+        if self._sessions is not None:
+            await self._sessions.close()
         await self.catalogue.close()
 
     def use(self, config: HiveConfig) -> None:
@@ -180,9 +189,9 @@ class ModelStore:
 
     async def _fetch(self, download: Download, source: CopySource | None) -> ModelRow:
         settings = self._config.models
-        if self._session is None:
-            self._session = client_session(proxies=True)
-        fetcher = Fetcher(self.folder, self._session, self._throttle, self.metrics, self._make_room)
+        if self._sessions is None:
+            self._sessions = Sessions.opened(self._tls)
+        fetcher = Fetcher(self.folder, self._sessions, self._throttle, self.metrics, self._make_room)
         row, files = await fetcher.fetch(download, source, settings, self._endpoint(), self._hub_token())
         await self.catalogue.put(row, files)
         await self._count()

@@ -1,5 +1,6 @@
 """A store on a folder of its own, and a source of models on loopback."""
 
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ FAST: dict[str, Any] = {"stall_limit_s": 0.5, "retry_most_s": 0.05, "disk_reserv
 class Bench:
     """A store, its configuration, and who uses models."""
 
-    def __init__(self, folder: Path, source: ModelSource, **settings: object) -> None:
+    def __init__(
+        self, folder: Path, source: ModelSource, tls: ssl.SSLContext | None = None, **settings: object
+    ) -> None:
         models = msgspec.convert({**FAST, "hf_endpoint": source.url, **settings}, ModelSettings)
         self.config = HiveConfig(
             config_dir=f"{folder}/etc", state_dir=f"{folder}/state", run_dir=f"{folder}/run", models=models
@@ -30,7 +33,7 @@ class Bench:
         self.users: Users = {}
         self._closed = False
         self.registry = CollectorRegistry()
-        self.store = ModelStore(self.config, ModelMetrics(self.registry), lambda: self.users)
+        self.store = ModelStore(self.config, ModelMetrics(self.registry), lambda: self.users, tls)
 
     @property
     def models(self) -> Path:
@@ -61,8 +64,8 @@ async def bench_of(tmp_path: Path, source: ModelSource) -> AsyncIterator[Callabl
     """Makes stores with other settings; each is closed at the end."""
     made: list[Bench] = []
 
-    async def make(folder: Path | None = None, **settings: object) -> Bench:
-        bench = Bench(folder or tmp_path, source, **settings)
+    async def make(folder: Path | None = None, tls: ssl.SSLContext | None = None, **settings: object) -> Bench:
+        bench = Bench(folder or tmp_path, source, tls, **settings)
         made.append(bench)
         await bench.store.open()
         return bench

@@ -397,6 +397,7 @@ async def test_a_copy_that_is_optional_falls_back_to_the_models_own_source(bench
     found = await bench.store.obtain(parse(reference), nowhere)
     assert isinstance(found, Download)
     assert (await found.result()).size_bytes == 3000
+    assert bench.counted("rbee_hive_model_download_retries_total") == 0
 
 
 async def test_another_model_under_the_same_id_is_not_taken(
