@@ -1,6 +1,7 @@
 """Brings one model here: resolved, room made, every file fetched and verified beside the others, then put in place."""
 
 import asyncio
+import contextlib
 import random
 import shutil
 import threading
@@ -23,7 +24,7 @@ from rbee.hive.models.throttle import MEGA, Throttle
 from rbee.hive.models.transfer import Transfer
 from rbee.hive.models.tries import Failure, Tries
 from rbee.wire.auth import Secret
-from rbee.wire.errors import Conflict, InsufficientDisk, RbeeError
+from rbee.wire.errors import Conflict, InsufficientDisk
 from rbee.wire.model_messages import CopySource, FileEntry, ModelRow, Stage
 
 PARTIAL = ".partial"
@@ -130,16 +131,15 @@ def _unpack(place: Path, reserve: int, stopping: threading.Event) -> list[FileEn
     folder = place / _FILES
     shutil.rmtree(folder, ignore_errors=True)
     (archive,) = model_files(place / _ARCHIVE)
-    try:
-        unpack(archive, folder, reserve, stopping)
-        files = entries_of(folder, stopping)
-        archive.unlink()
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise refused(error) from error
-    except RbeeError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            unpack(archive, folder, reserve, stopping)
+            files = entries_of(folder, stopping)
+            archive.unlink()
+        except OSError as error:
+            raise refused(error) from error
+        undo.pop_all()
     return files
 
 
