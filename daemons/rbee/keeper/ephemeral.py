@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from rbee.keeper import lifecycle, session
 from rbee.keeper.failure import CommandFailed
@@ -15,7 +16,7 @@ from rbee.keeper.nodes.install import HIVE_UNITS, REPORT_LIMIT_S
 from rbee.keeper.nodes.remote import Root
 from rbee.keeper.nodes.ssh import Ssh
 from rbee.keeper.nodes.units import Run, Units, here
-from rbee.keeper.nodes.wait import Since, await_hives, await_report, hives
+from rbee.keeper.nodes.wait import Since, await_hives, await_report, await_starts, hives
 from rbee.keeper.render import say
 from rbee.keeper.workers import all_workers
 from rbee.wire.errors import RbeeError
@@ -25,25 +26,34 @@ from rbee.wire.nodes import Node, NodeStatus
 QUEEN_UNITS = ("rbee-queen.socket", "rbee-queen.service")
 _HERE = ("http://127.0.0.1:8080", "/run/rbee/queen.sock")
 _AT_ONCE = 8
+STARTS_LIMIT_S = 60.0
+"""Facts of every hive are gathered, the order given, and its first report awaited for so long at most."""
 _DOWN = (WorkerState.STOPPED, WorkerState.FAILED)
 _Key = tuple[str, str]
 
 
 @dataclass(slots=True)
 class Ends:
-    """What was started, each with how it is stopped; ``left`` names what could not be."""
+    """What was started, each with how it is stopped; ``left`` names what could not be.
+
+    An act may add what it finds to be stopped, which is stopped next.
+    """
 
     acts: list[tuple[str, Callable[[], None]]] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
+    def started(self, what: str, act: Callable[[], None]) -> None:
+        """Note what was started, and say so; ``act`` stops it."""
+        say(f"started {what} for this call")
+        self.add(what, act)
+
     def add(self, what: str, act: Callable[[], None]) -> None:
-        """Note what was started; ``act`` stops it."""
+        """Note what is to be stopped by ``act``, which is said then."""
 
         def end() -> None:
             act()
             say(f"stopped {what}")
 
-        say(f"started {what} for this call")
         self.acts.append((what, end))
 
     def run(self) -> None:
@@ -70,7 +80,7 @@ def everything(model: str, node: str | None) -> Iterator[None]:
         fresh = _start_queen(ends)
         started = _start_hives(ends, model, node, fresh=fresh)
         before = {_key(worker) for worker in _up()}
-        ends.acts.append(("its workers", lambda: stop_workers(before, model, None if fresh else started)))
+        ends.acts.append(("its workers", lambda: end_workers(ends, before, model, None if fresh else started)))
         yield
     finally:
         ends.run()
@@ -102,7 +112,7 @@ def _start(ends: Ends, what: str, units: Units, idle: Sequence[str]) -> None:
     except BaseException:
         units.stop(idle)  # a part of it may run
         raise
-    ends.add(what, lambda: units.stop(idle))
+    ends.started(what, lambda: units.stop(idle))
 
 
 def _start_hives(ends: Ends, model: str, node: str | None, *, fresh: bool) -> set[str]:
@@ -154,7 +164,7 @@ def _start_node(ends: Ends, node: Node, ssh: Ssh) -> bool:
         if HIVE_UNITS[-1] not in idle:
             return False
         units.start(idle)
-    ends.add(f"the hive of {node.details.name}", lambda: _stop_node(node, idle))
+    ends.started(f"the hive of {node.details.name}", lambda: _stop_node(node, idle))
     return True
 
 
@@ -189,21 +199,17 @@ def _up() -> list[WorkerReport]:
     return [worker for worker in session.run(ask()) if worker.state not in _DOWN]
 
 
-def stop_workers(before: set[_Key], model: str, hives: set[str] | None) -> None:
-    """Stop the workers that were not up before: those of the model, and those of ``hives`` (None: of every hive).
+def end_workers(ends: Ends, before: set[_Key], model: str, hives: set[str] | None) -> None:
+    """Add the workers that were not up before: those of the model, and those of ``hives`` (None: of every hive).
 
-    Raises CommandFailed that names those which could not be stopped, after all were tried.
+    A start that the queen has begun for the call is waited for: no list has its worker yet. Raises what the queen
+    raises, and StepFailed.
     """
-    left = []
+    await_starts(STARTS_LIMIT_S)
     for worker in _up():
-        if _key(worker) in before or not (hives is None or worker.hive_id in hives or _is_of(worker, model)):
-            continue
-        name = f"{worker.hive_id}/{worker.worker_id}"
-        try:
-            session.run(lifecycle.stop(session.queen(), worker.worker_id, worker.hive_id, wait=True))
-            say(f"stopped worker {name}")
-        except RbeeError as error:
-            left.append(name)
-            say(f"worker {name} could not be stopped: {error.message}")
-    if left:
-        raise CommandFailed(f"still up: {', '.join(left)}")
+        if _key(worker) not in before and (hives is None or worker.hive_id in hives or _is_of(worker, model)):
+            ends.add(f"worker {worker.hive_id}/{worker.worker_id}", partial(_stop_worker, worker))
+
+
+def _stop_worker(worker: WorkerReport) -> None:
+    session.run(lifecycle.stop(session.queen(), worker.worker_id, worker.hive_id, wait=True))

@@ -276,6 +276,11 @@ class Core:
         log(LOGGER, logging.INFO, f"hive {what}", hive=hive_id)
         self.hub.publish("hive", HiveEvent(hive_id, what, _monotonic_us()))
 
+    @property
+    def starting(self) -> int:
+        """How many starts of workers were begun here and have neither been reported nor come to nothing."""
+        return len(self._starter.under_way) + self.declared.under_way
+
     def _start_worker(self, key: Key) -> None:
         """Start a worker that ended: where it is, unless a declaration lets it be placed anew."""
         if not self.declared.restart(key):

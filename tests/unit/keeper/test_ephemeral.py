@@ -7,7 +7,7 @@ import click
 import pytest
 from tests.unit.keeper.peer import STREAM_HEAD, Asked, Peer, Send, answer, error
 
-from rbee.keeper.ephemeral import Ends, stop_workers
+from rbee.keeper.ephemeral import Ends, end_workers
 from rbee.keeper.failure import CommandFailed
 from rbee.keeper.nodes.units import Units, here
 from rbee.keeper.settings import Flags
@@ -75,9 +75,9 @@ def test_every_end_is_tried_the_latest_first_and_what_is_left_is_named(capsys: p
         raise CommandFailed("it hangs")
 
     ends = Ends()
-    ends.add("the queen", lambda: done.append("queen"))
-    ends.add("the hive of one", fail)
-    ends.add("a worker", lambda: done.append("worker"))
+    ends.started("the queen", lambda: done.append("queen"))
+    ends.started("the hive of one", fail)
+    ends.acts.append(("its workers", lambda: ends.add("a worker", lambda: done.append("worker"))))
     ends.run()
     ends.run()
     assert (done, ends.left) == (["worker", "hive", "queen"], ["the hive of one"])
@@ -86,28 +86,60 @@ def test_every_end_is_tried_the_latest_first_and_what_is_left_is_named(capsys: p
     assert "stopped the queen" in said and "stopped the hive" not in said
 
 
-def test_a_worker_that_does_not_stop_does_not_keep_the_others_up(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    states = {"before": "idle", "stuck": "idle", "other": "idle"}
+class Queen:
+    """A queen whose workers stop as they are told, but one; ``late`` is one whose start she has begun, if any."""
 
-    def queen(asked: Asked, send: Send) -> None:
+    def __init__(self, *workers: str, stuck: str = "", late: str = "") -> None:
+        self.states = dict.fromkeys(workers, "idle")
+        self._stuck, self._late = stuck, late
+        self._looks = 0
+
+    def __call__(self, asked: Asked, send: Send) -> None:
         if asked.path == "/v2/events":
             send(STREAM_HEAD)
+        elif asked.path == "/health":
+            send(answer({"hives": 1, "starting": self._starting()}))
         elif asked.path == "/v2/workers/shutdown":
             worker = asked.json["worker_id"]
-            if worker == "stuck":
+            if worker == self._stuck:
                 send(error("HIVE_ERROR", "its hive does not answer", 502))
                 return
-            states[worker] = "stopped"
+            self.states[worker] = "stopped"
             send(answer({"success": True, "message": "ok"}))
         else:
             life = {"hive_id": "h", "boot_id": "b", "revision": 1, "model": "m"}
-            send(answer({"workers": [life | {"worker_id": one, "state": state} for one, state in states.items()]}))
+            send(answer({"workers": [life | {"worker_id": one, "state": state} for one, state in self.states.items()]}))
 
-    flags = Flags(queen_socket=tmp_path / "q.sock")
-    context = click.Context(click.Command("rbee"), obj=flags)
-    with Peer(queen, tmp_path / "q.sock"), context, pytest.raises(CommandFailed, match=r"still up: h/stuck$"):
-        stop_workers({("h", "before")}, "m", set())
-    assert states == {"before": "idle", "stuck": "idle", "other": "stopped"}
-    assert "worker h/stuck could not be stopped: its hive does not answer" in capsys.readouterr().err
+    def _starting(self) -> int:
+        """The hive tells of the start between the first look and the second one."""
+        self._looks += 1
+        if self._late and self._looks > 1:
+            self.states.setdefault(self._late, "loading")
+            return 0
+        return int(bool(self._late))
+
+
+def ended(folder: Path, queen: Queen) -> Ends:
+    ends = Ends()
+    context = click.Context(click.Command("rbee"), obj=Flags(queen_socket=folder / "q.sock"))
+    with Peer(queen, folder / "q.sock"), context:
+        ends.acts.append(("its workers", lambda: end_workers(ends, {("h", "before")}, "m", set())))
+        ends.run()
+    return ends
+
+
+def test_a_worker_that_does_not_stop_does_not_keep_the_others_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queen = Queen("before", "stuck", "other", stuck="stuck")
+    assert ended(tmp_path, queen).left == ["worker h/stuck"]
+    assert queen.states == {"before": "idle", "stuck": "idle", "other": "stopped"}
+    said = capsys.readouterr().err
+    assert "worker h/stuck could not be stopped: its hive does not answer" in said
+    assert "stopped worker h/other" in said
+
+
+def test_a_worker_whose_start_was_begun_and_is_in_no_list_yet_is_waited_for_and_stopped(tmp_path: Path) -> None:
+    queen = Queen("before", late="placed")
+    assert ended(tmp_path, queen).left == []
+    assert queen.states == {"before": "idle", "placed": "stopped"}

@@ -51,6 +51,21 @@ async def test_many_that_ask_at_once_have_one_worker_placed(configured: Configur
         assert (await again)[0] == 200
 
 
+async def test_a_start_whose_client_has_left_is_told_as_under_way_until_a_hive_tells_of_it(
+    configured: Configured,
+) -> None:
+    async with configured(models=MODELS) as queen, hive_with(100) as hive:
+        await queen.beat(api_url=hive.url)
+        assert (await queen.get("/health"))[1]["starting"] == 0
+        asking = asyncio.create_task(ask(queen))
+        await until(lambda: hive.spawned)
+        asking.cancel()
+        await until(lambda: queen.core.admission.waiting == 0)
+        assert (await queen.get("/health"))[1]["starting"] == 1
+        await queen.tell(placed(WorkerState.LOADING))
+        await until(lambda: queen.core.starting == 0)
+
+
 async def test_a_crash_that_is_reported_twice_does_not_end_the_wait_for_its_successor(
     configured: Configured, worker: WorkerPartner
 ) -> None:

@@ -37,6 +37,7 @@ class _Health(msgspec.Struct, frozen=True):
     """What waiting needs of the queen's GET /health."""
 
     hives: int
+    starting: int = 0
 
 
 def await_report(name: str, since: Since, limit_s: float, *, restarted: bool) -> Node:
@@ -79,6 +80,20 @@ def await_hives(count: int, limit_s: float) -> None:
             f"this machine's hive did not report to the queen within {limit_s:g} s: see 'systemctl status rbee-hive', "
             "and queen.callback_url in /etc/rbee/hive.yaml",
         )
+    )
+
+
+def await_starts(limit_s: float) -> None:
+    """Wait until each start of a worker that the queen began is told of by a hive, or came to nothing.
+
+    Raises StepFailed.
+    """
+
+    async def look(queen: Daemon) -> bool | None:
+        return (await queen.call("GET", "/health", _Health)).starting == 0 or None
+
+    session.run(
+        _await(look, limit_s, f"the queen has starts of workers under way for {limit_s:g} s: see 'rbee worker list'")
     )
 
 

@@ -164,6 +164,11 @@ class DeclaredModels:
         """Workers that ended and are placed anew now."""
         return frozenset(key for placing in self._under_way.values() for key in placing.ended)
 
+    @property
+    def under_way(self) -> int:
+        """How many starts were begun and have neither been reported nor come to nothing."""
+        return len(self._under_way)
+
     def evictable(self) -> list[Worker]:
         """Workers that may end so that another one fits: those of declared models, past what is kept of each."""
         found = []

@@ -40,7 +40,10 @@ class HiveHealth(msgspec.Struct, frozen=True):
 
 
 class QueenHealth(msgspec.Struct, frozen=True, omit_defaults=True):
-    """GET /health: ``status`` ok or degraded, and each thing that is wrong as a sentence."""
+    """GET /health: ``status`` ok or degraded, and each thing that is wrong as a sentence.
+
+    ``starting`` are starts of workers that were begun here and that no hive has told of yet.
+    """
 
     status: str
     version: str
@@ -49,6 +52,7 @@ class QueenHealth(msgspec.Struct, frozen=True, omit_defaults=True):
     workers: dict[str, int]
     in_flight: int
     waiting: int
+    starting: int
     degraded: list[str]
     deep_hives: list[HiveHealth] | None = None
     deep_workers: list[Health] | None = None
@@ -127,6 +131,7 @@ class StatusRoutes:
                 dict(states(core)),
                 core.admission.in_flight,
                 core.admission.waiting,
+                core.starting,
                 degraded,
                 hives,
                 workers,
