@@ -107,6 +107,12 @@ def far_has_huge(house: TwoHives) -> None:
     assert answer.status == 200, answer.body
 
 
+@given("a worker of it is defined on far")
+def defined(house: TwoHives) -> None:
+    house.far.define_worker("whale", str(house.huge))
+    house.wait_state("whale", "stopped")
+
+
 # when
 
 
@@ -130,6 +136,11 @@ def spawns(case: Case) -> None:
 @when(parsers.re(r"a client asks for (the|a) model that is (?P<what>too large|declared for cuda)"))
 def asks_in_vain(house: TwoHives, case: Case, what: str) -> None:
     case.answers.append(_ask(house, {"too large": "huge", "declared for cuda": "on-cuda"}[what]))
+
+
+@when("a client asks for the model of that worker")
+def asks_the_defined(house: TwoHives, case: Case) -> None:
+    case.answers.append(_ask(house, house.huge.name))
 
 
 @when("the declaration asks for 2 workers at least")
@@ -237,6 +248,13 @@ def node_named(case: Case) -> None:
     (told,) = case.answer.error["details"]["nodes"]
     assert (told["node"], told["obstacle"]) == ("far", "ram")
     assert told["required_mb"] > told["available_mb"] > 0
+
+
+@then("the worker of it has never begun to start")
+def never_begun(house: TwoHives) -> None:
+    assert house.far.hive is not None
+    assert not [line for line in house.far.hive.log if "worker.spawn" in line]
+    assert house.rows()["whale"]["spawned_unix"] is None
 
 
 @then("a person who spawns it exits with 1 and reads the numbers and what to do")

@@ -99,6 +99,7 @@ def make_report(worker: Worker, hive_id: str, boot_id: str, revision: int) -> Wo
     unit, facts = worker.unit, worker.facts
     spec = None if worker.definition is None else worker.definition.spec
     told = worker.definition.problem if worker.definition is not None and state in _ENDED else ""
+    runs = facts if spec is None or state not in _ENDED else None  # one that ended is what its next start would be
     return WorkerReport(
         worker_id=worker.worker_id,
         hive_id=hive_id,
@@ -107,11 +108,11 @@ def make_report(worker: Worker, hive_id: str, boot_id: str, revision: int) -> Wo
         state=state,
         url=_address(worker, state),
         model=worker.model if facts is not None or spec is not None else None,
-        model_ref=facts.model_ref if facts is not None else _reference(spec.model) if spec is not None else None,
+        model_ref=runs.model_ref if runs is not None else _reference(spec.model) if spec is not None else None,
         task=facts.task if facts is not None else None if spec is None else spec.task,
-        backend=facts.backend if facts is not None else None if spec is None else spec.backend,
-        device=facts.device if facts is not None else 0 if spec is None else spec.device,
-        slots_total=facts.slots_total if facts is not None else 0 if spec is None else spec.slots,
+        backend=runs.backend if runs is not None else None if spec is None else spec.backend,
+        device=runs.device if runs is not None else 0 if spec is None else spec.device,
+        slots_total=runs.slots_total if runs is not None else 0 if spec is None else spec.slots,
         slots_available=_slots_available(worker, state),
         invocation_id=unit.invocation_id,
         pid=worker.last_pid if state is WorkerState.FAILED else unit.main_pid,

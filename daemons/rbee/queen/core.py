@@ -153,7 +153,7 @@ class Core:
         self._room = Room(self.registry, self.hives, self.metrics.placing, self.declared.evictable)
         self._room.idle_s = config.placement.evict_idle_s
         self.placements.use_room(self._room)
-        self._starter = Starter(self.registry, self.hives, self.owner, self.admission.start_settled)
+        self._starter = Starter(self.registry, self.placements, self.owner, self.admission.start_settled)
         self._fallback = Fallback(self.registry, self.to_workers, self.worker_token, self.owner, self.metrics)
         self._expected: set[str] = set()
         self._settles_at = 0.0

@@ -33,6 +33,15 @@ Feature: The right worker starts on the right machine
     And the node is named with its numbers
     And a person who spawns it exits with 1 and reads the numbers and what to do
 
+  @FIT-02
+  Scenario: A worker that a person defined is not started by a request where it does not fit
+    Given far has a folder with a model larger than its memory
+    And a worker of it is defined on far
+    When a client asks for the model of that worker
+    Then the answer is 503 INSUFFICIENT_RAM with required_ram_mb, available_ram_mb and model_ref
+    And the node is named with its numbers
+    And the worker of it has never begun to start
+
   @ENGINE-03 @FIT-06 @FIT-07
   Scenario: A backend that no node has is refused, never replaced
     When a client asks for a model that is declared for cuda

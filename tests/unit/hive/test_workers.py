@@ -249,6 +249,19 @@ def test_definitions_bring_workers_and_take_them(bench: Bench, tmp_path: Path) -
         bench.table.row("w")
 
 
+def test_a_worker_that_ended_is_what_its_definition_says_now(bench: Bench, tmp_path: Path) -> None:
+    bench.table.set_definitions({"w": Definition(tmp_path / "w.yaml", WorkerSpec(model="/m/tiny"))})
+    started(bench)
+    changed = WorkerSpec(model="/m/other", backend=Backend.CUDA, device=3, slots=9)
+    bench.table.set_definitions({"w": Definition(tmp_path / "w.yaml", changed)})
+    row = bench.table.row("w")  # it runs by the former one
+    assert (row.model_ref, row.backend, row.device, row.slots_total) == ("file:///m/tiny", Backend.CPU, 0, 4)
+    bench.table.on_facts(unit("inactive", "dead", main_pid=0))
+    row = bench.table.row("w")
+    assert (row.model_ref, row.backend, row.device, row.slots_total) == ("file:///m/other", Backend.CUDA, 3, 9)
+    assert row.task is Task.TENSOR  # which the definition leaves to the model's files
+
+
 def test_a_left_address_is_looked_at_unless_one_of_ours_has_it(bench: Bench) -> None:
     started(bench)
     bench.table.on_facts(unit("inactive", "dead", main_pid=0))

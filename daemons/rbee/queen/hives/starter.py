@@ -5,13 +5,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rbee.queen.hives.client import HiveClient
+from rbee.queen.placement.placements import Placements
 from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Change, tells_of_start
 from rbee.queen.routing.decision import Key
 from rbee.wire.errors import RbeeError
 from rbee.wire.log import log
-from rbee.wire.messages import SpawnRequest, WorkerReport
+from rbee.wire.messages import WorkerReport
 from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
@@ -29,10 +29,10 @@ class _Start:
 class Starter:
     """Asks hives to start workers and holds each start as under way until its worker's next report."""
 
-    def __init__(self, registry: Registry, hives: HiveClient, owner: TaskOwner, settled: Settled) -> None:
-        """``settled`` is called when a start is no longer under way, with the error if the hive refused it."""
+    def __init__(self, registry: Registry, placements: Placements, owner: TaskOwner, settled: Settled) -> None:
+        """``settled`` is called when a start is no longer under way, with the error where it was refused."""
         self._registry = registry
-        self._hives = hives
+        self._placements = placements
         self._owner = owner
         self._settled = settled
         self._under_way: dict[Key, _Start] = {}
@@ -77,4 +77,4 @@ class Starter:
         if worker is None:
             return
         log(LOGGER, logging.INFO, "asking hive to start worker: a request waits for its model", worker=str(key))
-        await self._hives.spawn(worker.hive, SpawnRequest(worker_id=key.worker_id))
+        await self._placements.start(worker)

@@ -25,6 +25,11 @@ class Idle:
         return max(self.load_s, 0.1) / max(self.idle_s, 1.0)
 
 
+def wants_memory(decision: Decision) -> bool:
+    """Whether there is no place, and one has too little memory: what workers that end may change."""
+    return decision.chosen is None and any(option.obstacle in _SHORT for option in decision.options)
+
+
 def make_room(decision: Decision, idle: Sequence[Idle]) -> list[Idle]:
     """The workers that end, on the place where that costs least; empty where no place gets room by it."""
     plans = []

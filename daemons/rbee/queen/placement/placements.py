@@ -11,7 +11,7 @@ import msgspec
 
 from rbee.queen.hives.client import HiveClient, JsonObject
 from rbee.queen.placement.decision import Decision, Need, Option, decide
-from rbee.queen.placement.eviction import make_room
+from rbee.queen.placement.eviction import make_room, wants_memory
 from rbee.queen.placement.refusals import refusal
 from rbee.queen.placement.room import Room, held_by
 from rbee.queen.placement.survey import survey
@@ -23,11 +23,13 @@ from rbee.wire.errors import Conflict, HiveUnreachable, InsufficientResources, R
 from rbee.wire.log import log
 from rbee.wire.messages import SpawnRequest, WorkerState
 from rbee.wire.model_reference import Provider, parse
+from rbee.wire.worker_spec import Backend
 
 LOGGER = logging.getLogger(__name__)
 REPORT_LIMIT_S = 15.0
 """How long a promise waits for the first word of its worker."""
 REMEMBERED = 1000
+_ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,26 @@ class Placements:
         """
         hive, chosen = await self.place(need, request.worker_id, request.hive_id)
         device = chosen.device if need.device is None else need.device
+        return hive, await self._order(hive, msgspec.structs.replace(request, device=device))
+
+    async def start(self, worker: Worker) -> JsonObject:
+        """Ask the hive of a worker that ended to start it, where its memory is not known to be too little there.
+
+        Nothing else is held against a place where it ran before: its hive says what it lacks. Returns the hive's
+        answer; raises InsufficientRam, VramExhausted, and what HiveClient.call raises.
+        """
+        need = _need_of(worker)
+        if need is not None:
+            decision = await self._settle(need, [worker.hive], worker.key.worker_id, proven=True)
+            if wants_memory(decision) and worker.report.state in _ENDED:  # none has started it meanwhile
+                error = refusal(decision)
+                self._tell_refusal(error, worker.key.worker_id)
+                raise error
+        return await self._order(worker.hive, SpawnRequest(worker_id=worker.key.worker_id))
+
+    async def _order(self, hive: Hive, request: SpawnRequest) -> JsonObject:
         try:
-            return hive, await self._hives.spawn(hive, msgspec.structs.replace(request, device=device))
+            return await self._hives.spawn(hive, request)
         except RbeeError:
             self._promises.pop(Key(hive.hive_id, request.worker_id), None)  # its memory is free again
             raise
@@ -73,21 +93,28 @@ class Placements:
         """
         try:
             hives = self._candidates(node, need.labels)
-            decision, _ = await self._decide(need, hives)
-            if decision.chosen is None and self._room is not None:
-                async with self._making_room:  # another one may have made room, or taken it, meanwhile
-                    decision, sizes = await self._decide(need, hives)
-                    if decision.chosen is None and await self._room.make(decision, sizes):
-                        decision, _ = await self._decide(need, hives)
-                    if decision.chosen is not None:
-                        return self._promise(decision, decision.chosen, worker_id, hives), decision.chosen
+            decision = await self._settle(need, hives, worker_id)
             if decision.chosen is None:
                 raise refusal(decision)
         except RbeeError as error:
-            self._metrics.worker_placements.labels(error.code).inc()
-            log(LOGGER, logging.WARNING, "a worker fits nowhere", worker=worker_id, code=error.code, why=error.message)
+            self._tell_refusal(error, worker_id)
             raise
-        return self._promise(decision, decision.chosen, worker_id, hives), decision.chosen
+        return next(hive for hive in hives if hive.hive_id == decision.chosen.node), decision.chosen
+
+    async def _settle(self, need: Need, hives: Sequence[Hive], worker_id: str, *, proven: bool = False) -> Decision:
+        """The decision, its promise made; idle workers end for it where there is no place otherwise."""
+        decision, _ = await self._decide(need, hives, proven=proven)
+        if wants_memory(decision) and self._room is not None:
+            async with self._making_room:  # another one may have made room, or taken it, meanwhile
+                decision, sizes = await self._decide(need, hives, proven=proven)
+                if decision.chosen is None and await self._room.make(decision, sizes):
+                    decision, _ = await self._decide(need, hives, proven=proven)
+        self._promise(decision, worker_id, len(hives))  # nothing was awaited since its facts came
+        return decision
+
+    def _tell_refusal(self, error: RbeeError, worker_id: str) -> None:
+        self._metrics.worker_placements.labels(error.code).inc()
+        log(LOGGER, logging.WARNING, "a worker fits nowhere", worker=worker_id, code=error.code, why=error.message)
 
     async def fits_without(self, need: Need, worker: Worker, node: str | None = None) -> bool:
         """Whether a worker that fits nowhere now would, by the estimates, fit in the memory of that other one.
@@ -97,17 +124,23 @@ class Placements:
         decision, sizes = await self._decide(need, self._candidates(node, need.labels))
         return decision.chosen is not None or bool(make_room(decision, [held_by(worker, sizes)]))
 
-    async def _decide(self, need: Need, hives: Sequence[Hive]) -> tuple[Decision, dict[str, int]]:
+    async def _decide(
+        self, need: Need, hives: Sequence[Hive], *, proven: bool = False
+    ) -> tuple[Decision, dict[str, int]]:
         """The decision of this moment, and bytes of models by their reference; a promise of it is made at once."""
-        found = await survey(self._hives, hives, need, self._promised)
+        found = await survey(self._hives, hives, need, self._promised, proven=proven)
         nodes = found.nodes
-        if parse(need.model_ref).provider is Provider.LOCAL and len(nodes) > 1:
+        if len(nodes) > 1 and parse(need.model_ref).provider is Provider.LOCAL:
             nodes = [one for one in nodes if one.has_model]
             if not nodes:
                 raise _whose_folder(hives)
         return decide(found.need, nodes), found.sizes
 
-    def _promise(self, decision: Decision, chosen: Option, worker_id: str, hives: Sequence[Hive]) -> Hive:
+    def _promise(self, decision: Decision, worker_id: str, nodes: int) -> None:
+        """Count the memory of the place that was chosen, if one was, of so many nodes, as taken."""
+        chosen = decision.chosen
+        if chosen is None:
+            return
         key = Key(chosen.node, worker_id)
         self._promises[key] = _Promise(chosen, time.monotonic())
         self._told[key] = decision
@@ -118,9 +151,8 @@ class Placements:
         log(
             LOGGER, logging.INFO, "a worker is placed", worker=str(key), backend=decision.backend.value,
             device=chosen.device, required_bytes=chosen.required_bytes, available_bytes=chosen.available_bytes,
-            model_there=chosen.has_model, nodes=len(hives),
+            model_there=chosen.has_model, nodes=nodes,
         )  # fmt: skip
-        return next(hive for hive in hives if hive.hive_id == chosen.node)
 
     def told(self, key: Key) -> Decision | None:
         """Why a worker is where it is, where that was decided here lately."""
@@ -147,12 +179,21 @@ class Placements:
         for key, promise in list(self._promises.items()):
             worker = self._registry.worker(key)
             loads = worker is not None and worker.state is WorkerState.LOADING
-            silent = worker is None or worker.state in (WorkerState.STOPPED, WorkerState.FAILED)
+            silent = worker is None or worker.state in _ENDED
             if loads or (silent and now - promise.made < REPORT_LIMIT_S):
                 owed.setdefault(key.hive_id, []).append(promise.option)
             else:
                 del self._promises[key]
         return owed
+
+
+def _need_of(worker: Worker) -> Need | None:
+    """What a worker that ended needs where it is; None where its hive does not say what it runs."""
+    report = worker.report
+    if report.model_ref is None or report.backend is None:
+        return None
+    device = report.device if report.backend is Backend.CUDA else None
+    return Need(report.model_ref, report.backend, device)
 
 
 def _labels(hive: Hive) -> frozenset[str]:

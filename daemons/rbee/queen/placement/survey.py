@@ -52,14 +52,20 @@ Promised = Mapping[str, list[Option]]
 """Places that workers on their way will take memory of, by node."""
 
 
-async def survey(client: HiveClient, hives: Sequence[Hive], need: Need, promised: Callable[[], Promised]) -> Survey:
-    """Ask ``hives`` what they have; ``promised`` is read when all have answered, for others are placed meanwhile."""
+async def survey(
+    client: HiveClient, hives: Sequence[Hive], need: Need, promised: Callable[[], Promised], *, proven: bool = False
+) -> Survey:
+    """Ask ``hives`` what they have; ``promised`` is read when all have answered, for others are placed meanwhile.
+
+    ``proven``: the need's backend started on them before, and they are not asked for those that do.
+    """
     gate = asyncio.Semaphore(ASKED_AT_ONCE)
 
     async def ask(hive: Hive) -> _Answers:
         async with gate:
             models, machine = await asyncio.gather(_models(client, hive), _machine(client, hive))
-            return _Answers(models, machine, await _backends(client, hive, machine, need))
+            backends = frozenset(Backend) if proven else await _backends(client, hive, machine, need)
+            return _Answers(models, machine, backends)
 
     answers = await asyncio.gather(*(ask(hive) for hive in hives))
     sizes = {row.reference: row.size_bytes for answer in answers for row in answer.models or () if row.size_bytes}
