@@ -116,7 +116,7 @@ class HiveDaemon:
         self._client_tls = None if identity is None else client_context()
         self._store = ModelStore(config, ModelMetrics(registry), self._users_of_models, self._client_tls)
         self._provision = Provision(self._store, self._table)
-        gpus = Gpus(self._table)
+        gpus = self._gpus = Gpus(self._table)
         self._control = Control(
             config, self._table, self._units, self._definitions, self._health, self._provision, self._audit, gpus
         )
@@ -395,6 +395,8 @@ class HiveDaemon:
         self._news.set()
         if change in (Change.READY, Change.STATE) and report.model_ref is not None:
             self._tasks.start(self._store.used(report.model_ref), "use of a model")
+        if change is Change.READY:
+            self._tasks.start(self._gpus.measure(report), "memory of a worker")
         if self._callbacks is not None and change is not Change.QUIET:
             self._callbacks.owe(report, change)
         self._show()

@@ -8,7 +8,7 @@ from rbee.hive.driver_read import DriverRead
 from rbee.hive.workers import WorkerTable
 from rbee.host.machine import DRIVER_ADVICE, gpu_list, gpu_processes, process_lives
 from rbee.wire.errors import BackendUnavailable, InvalidDevice, VramExhausted
-from rbee.wire.messages import GpuFacts
+from rbee.wire.messages import GpuFacts, WorkerReport
 from rbee.wire.worker_spec import Backend
 
 ANSWER_LIMIT_S = 2.0
@@ -65,6 +65,17 @@ class Gpus:
                 f"this machine has no such device for {backend.value}: use one of {valid}",
                 details={"field": "device", "valid": valid},
             )
+
+    async def measure(self, ready: WorkerReport) -> None:
+        """Put the memory that the driver counts for a worker of a GPU into its row; of one that is ready now."""
+        if ready.backend is not Backend.CUDA or not ready.managed:
+            return
+        try:
+            processes = await self._processes.within(ANSWER_LIMIT_S)
+        except TimeoutError:
+            return
+        size = sum(each.size for each in processes if (each.pid, each.device) == (ready.pid, ready.device))
+        self._table.set_gpu_bytes(ready.worker_id, ready.invocation_id, size)
 
     async def prove_free(self, device: int) -> None:
         """Wait until no worker that ended has memory on ``device``; raises VramExhausted where that takes too long."""

@@ -1,15 +1,22 @@
 """Makes a worker's report out of what is known of it; pure."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+
+import msgspec
 
 from rbee.hive.definitions import Definition
 from rbee.hive.state import progress_of, state_of
 from rbee.host.units.facts import CLD_DUMPED, CLD_EXITED, CLD_KILLED, UnitFacts
 from rbee.wire.messages import ExternalReady, Progress, WorkerFacts, WorkerHealth, WorkerReport, WorkerState
 from rbee.wire.model_reference import model_name_of
-from rbee.wire.worker_spec import Backend
+from rbee.wire.worker_spec import Backend, WorkerSpec
 
+_OF_MEMORY = (
+    "threads", "max_context", "gpu_mem_limit_mb", "kv_cache_mb", "prefix_cache_mb", "max_batch_tokens", "max_batch",
+)  # fmt: skip
+"""The settings of a definition that the memory of its worker depends on, besides model, backend and slots."""
 _ENDED = (WorkerState.FAILED, WorkerState.STOPPED)
 
 
@@ -21,7 +28,8 @@ class Worker:
     ``crashed_life`` are the invocations whose READY and whose crash were counted; ``last_log`` is the last line of the
     crashed one. ``last_progress`` is how far the
     loading of this life got, ``left_url`` the address that a life which ended has left. ``fetching`` is how far the
-    download of its model is, before its unit starts; ``fetch_failure`` why it did not come.
+    download of its model is, before its unit starts; ``fetch_failure`` why it did not come. ``gpu_bytes`` is the memory
+    of its GPU that the driver counted for it when it was ready, 0 where that is not known.
     """
 
     worker_id: str
@@ -47,6 +55,7 @@ class Worker:
     left_url: str = ""
     fetching: Progress | None = None
     fetch_failure: str = ""
+    gpu_bytes: int = 0
     report: WorkerReport | None = field(default=None)
 
     @property
@@ -99,6 +108,7 @@ def make_report(worker: Worker, hive_id: str, boot_id: str, revision: int) -> Wo
     unit, facts = worker.unit, worker.facts
     spec = None if worker.definition is None else worker.definition.spec
     told = worker.definition.problem if worker.definition is not None and state in _ENDED else ""
+    resident, peak = _memory(worker, state)
     runs = facts if spec is None or state not in _ENDED else None  # one that ended is what its next start would be
     return WorkerReport(
         worker_id=worker.worker_id,
@@ -129,6 +139,9 @@ def make_report(worker: Worker, hive_id: str, boot_id: str, revision: int) -> Wo
         since_unix=worker.since_unix,
         spawned_unix=worker.spawned_unix,
         ready_unix=worker.ready_unix,
+        memory_bytes=resident,
+        memory_peak_bytes=peak,
+        memory_settings="" if spec is None else memory_settings(spec),
     )
 
 
@@ -182,6 +195,22 @@ def _progress(worker: Worker, state: WorkerState) -> Progress | None:
         return worker.fetching or progress_of(worker.unit.status_text)
     unready = worker.ready_life != worker.unit.invocation_id
     return worker.last_progress if state is WorkerState.FAILED and unready else None
+
+
+def _memory(worker: Worker, state: WorkerState) -> tuple[int, int]:
+    """Bytes that it held when it became ready, and the most until then; of its GPU where it runs on one."""
+    if worker.facts is None or state in _ENDED:
+        return 0, 0
+    if worker.facts.backend is Backend.CUDA:
+        return worker.gpu_bytes, worker.gpu_bytes
+    return worker.facts.memory_bytes, worker.facts.memory_peak_bytes
+
+
+def memory_settings(spec: WorkerSpec) -> str:
+    """A digest of those settings that memory depends on and that are not the defaults; empty where all are."""
+    default = WorkerSpec(spec.model)
+    chosen = [(name, getattr(spec, name)) for name in _OF_MEMORY if getattr(spec, name) != getattr(default, name)]
+    return hashlib.sha256(msgspec.json.encode(chosen)).hexdigest()[:16] if chosen else ""
 
 
 def _reference(model: str) -> str:

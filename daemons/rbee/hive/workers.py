@@ -22,7 +22,7 @@ from rbee.wire.messages import ExternalReady, Progress, WorkerHealth, WorkerRepo
 LOGGER = logging.getLogger(__name__)
 _ALWAYS_DIFFERENT = ("revision", "sent_unix", "since_unix")
 _DETAIL = ("status_text", "progress", "last_log")
-_QUIET = ("slots_available",)
+_QUIET = ("slots_available", "memory_bytes", "memory_peak_bytes")
 
 
 class Change(enum.Enum):
@@ -209,6 +209,13 @@ class WorkerTable:
         if worker is not None:
             worker.stop_reason = reason
 
+    def set_gpu_bytes(self, worker_id: str, invocation_id: str, size: int) -> None:
+        """The memory of its GPU that the driver counts for that life of a worker, which is ready."""
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.unit.invocation_id == invocation_id:
+            worker.gpu_bytes = size
+            self._publish(worker)
+
     def set_last_log(self, worker_id: str, invocation_id: str, line: str) -> None:
         """The last line of a life that ended badly; it is told until another one is ready."""
         worker = self._workers.get(worker_id)
@@ -343,7 +350,7 @@ def _forget_last_life(worker: Worker) -> None:
     worker.health, worker.failures, worker.unhealthy = None, 0, False
     worker.stop_reason = ""
     worker.ready_unix, worker.last_progress, worker.left_url, worker.loading_url = None, None, "", None
-    worker.last_pid = 0
+    worker.last_pid, worker.gpu_bytes = 0, 0
 
 
 def _unix_of(monotonic_us: int) -> float | None:

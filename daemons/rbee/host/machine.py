@@ -25,9 +25,24 @@ class GpuProcess:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessMemory:
+    """Memory of a process that is in RAM, in bytes: now, and the most since it began."""
+
+    resident: int
+    peak: int
+
+
+def own_memory() -> ProcessMemory:
+    """What this process takes of the machine's memory, as the kernel counts it (proc(5): VmRSS and VmHWM)."""
+    amounts = _amounts(Path("/proc/self/status"))
+    resident = amounts.get("VmRSS", 0)
+    return ProcessMemory(resident, max(resident, amounts.get("VmHWM", 0)))
+
+
 def machine_facts(folder: Path) -> MachineFacts:
     """What this machine has now; disk figures are of the file system that holds ``folder``. Blocks: use a thread."""
-    memory = _memory()
+    memory = _amounts(Path("/proc/meminfo"))
     disk = shutil.disk_usage(_existing(folder))
     gpus, driver = gpu_list()
     return MachineFacts(
@@ -42,12 +57,13 @@ def machine_facts(folder: Path) -> MachineFacts:
     )
 
 
-def _memory() -> dict[str, int]:
-    """/proc/meminfo in bytes (proc(5): its kB are KiB)."""
+def _amounts(path: Path) -> dict[str, int]:
+    """The amounts of memory that a file of the kernel names, in bytes (proc(5): its kB are KiB)."""
     amounts = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in path.read_text().splitlines():
         name, _, rest = line.partition(":")
-        amounts[name] = int(rest.split()[0]) * 1024
+        if rest.endswith(" kB"):
+            amounts[name] = int(rest.split()[0]) * 1024
     return amounts
 
 

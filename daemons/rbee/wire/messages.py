@@ -60,7 +60,8 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     """What a worker writes to ``run_dir/workers/ID/worker.json`` when it listens and, whole, just before READY=1.
 
     ``model`` is the name that clients use, ``model_ref`` where it came from, ``ready_monotonic_us`` the clock right
-    before READY=1 is sent, 0 while it loads.
+    before READY=1 is sent, 0 while it loads. ``memory_bytes`` is what the process has in RAM then,
+    ``memory_peak_bytes`` the most that it had until then.
     """
 
     worker_id: WorkerId
@@ -77,6 +78,8 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     invocation_id: str
     ready_monotonic_us: Count
     capabilities: list[Text] = []
+    memory_bytes: Count = 0
+    memory_peak_bytes: Count = 0
 
 
 class WorkerReport(msgspec.Struct, frozen=True):
@@ -86,7 +89,11 @@ class WorkerReport(msgspec.Struct, frozen=True):
     unit; empty outside systemd. ``result`` is systemd's (success, exit-code, signal, watchdog, oom-kill, timeout ...).
     ``reason`` says why in one word or sentence (idle, crashed, LOADING_TIMEOUT, requested). ``spawned_unix`` and
     ``ready_unix`` are when the unit began to start and became active. ``last_log`` is the last line that a life which
-    ended badly wrote to its log; it may come with a later report than the end itself.
+    ended badly wrote to its log; it may come with a later report than the end itself. ``memory_bytes`` is what it held
+    when it became ready, ``memory_peak_bytes`` the most until then: of RAM, and of one that runs on a GPU that GPU's
+    memory alone, which a later report has; 0 where that is not known, or it does not run.
+    ``memory_settings`` stands for the settings of its definition, besides its slots, that this depends on: empty where
+    all are the defaults, alike where they are alike.
     """
 
     worker_id: WorkerId
@@ -118,6 +125,9 @@ class WorkerReport(msgspec.Struct, frozen=True):
     since_unix: float = 0.0
     spawned_unix: float | None = None
     ready_unix: float | None = None
+    memory_bytes: Count = 0
+    memory_peak_bytes: Count = 0
+    memory_settings: Text = ""
     sent_unix: float = 0.0
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from rbee import __version__
 from rbee.host.addresses import outward_address
+from rbee.host.machine import own_memory
 from rbee.host.sockets import is_loopback, tcp_address
 from rbee.wire.errors import ConfigError
 from rbee.wire.messages import WorkerFacts
@@ -43,11 +44,14 @@ def listening_facts(definition: Definition, sockets: Sequence[socket.socket]) ->
 
 def ready_facts(definition: Definition, sockets: Sequence[socket.socket], model: ModelFacts) -> WorkerFacts:
     """The facts of a worker that is about to say READY=1."""
+    memory = own_memory()
     return msgspec.structs.replace(
         listening_facts(definition, sockets),
         task=Task(model.task),
         ready_monotonic_us=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000,
         capabilities=[str(model.task), device_name(definition), model.precision],
+        memory_bytes=memory.resident,
+        memory_peak_bytes=memory.peak,
     )
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
@@ -91,6 +92,18 @@ async def test_memory_that_is_not_freed_in_time_is_an_error_with_its_numbers(
     assert f"w (process {pid})" in caught.value.message
     assert caught.value.details == {"device": 1, "held_vram_mb": 5000, "workers": ["w"]}
     assert bench.table.get("w").unit.active_state == "inactive"
+
+
+async def test_a_ready_worker_is_measured_on_its_own_gpu(hasty: tuple[Bench, int], driver: Driver) -> None:
+    bench, _ = hasty
+    row = bench.table.row("w")
+    gpus = Gpus(bench.table)
+    driver.counts((0, 77, MB), (1, 77, 5000 * MB), (1, 78, 9000 * MB))
+    await gpus.measure(msgspec.structs.replace(row, pid=77))
+    assert bench.table.get("w").gpu_bytes == 5000 * MB
+    await gpus.measure(msgspec.structs.replace(row, pid=78, backend=Backend.CPU))
+    await gpus.measure(msgspec.structs.replace(row, pid=78, managed=False))
+    assert bench.table.get("w").gpu_bytes == 5000 * MB
 
 
 async def test_only_memory_of_processes_that_ended_is_waited_for(hasty: tuple[Bench, int], driver: Driver) -> None:

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from rbee.hive.definitions import Definition
 from rbee.hive.facts_file import FactsProblem, read_worker_facts
 from rbee.hive.metrics import HiveMetrics
+from rbee.hive.report import memory_settings
 from rbee.hive.workers import Change, WorkerTable
 from rbee.host.paths import Paths
 from rbee.host.units.facts import UnitFacts
@@ -247,6 +248,38 @@ def test_definitions_bring_workers_and_take_them(bench: Bench, tmp_path: Path) -
     bench.table.set_definitions({})
     with pytest.raises(WorkerNotFound):
         bench.table.row("w")
+
+
+def test_the_memory_of_a_life_is_told_from_ready_to_its_end(bench: Bench) -> None:
+    bench.table.on_facts(unit("activating", "start"))
+    bench.write(facts(memory_bytes=100, memory_peak_bytes=120))
+    bench.table.on_facts(unit("active", "running"))
+    bench.table.on_facts(unit("inactive", "dead", main_pid=0))
+    amounts = [(report.memory_bytes, report.memory_peak_bytes) for report, _ in bench.news]
+    assert amounts == [(0, 0), (100, 120), (0, 0)]
+
+
+def test_the_memory_of_a_gpu_is_the_drivers_word_and_goes_with_the_heartbeat(bench: Bench) -> None:
+    bench.table.on_facts(unit("activating", "start"))
+    bench.write(facts(backend=Backend.CUDA, memory_bytes=100, memory_peak_bytes=120))
+    bench.table.on_facts(unit("active", "running"))
+    bench.table.set_gpu_bytes("w", NEXT_LIFE, 7)  # of another life
+    assert bench.table.row("w").memory_bytes == 0  # what it has of the machine's memory is not asked about
+    bench.table.set_gpu_bytes("w", LIFE, 5000)
+    assert bench.told()[-1] == ("idle", "quiet")
+    assert bench.table.row("w").memory_peak_bytes == 5000
+    bench.table.on_facts(unit("activating", "start", invocation_id=NEXT_LIFE))
+    bench.write(facts(backend=Backend.CUDA, invocation_id=NEXT_LIFE))
+    bench.table.on_facts(unit("active", "running", invocation_id=NEXT_LIFE))
+    assert bench.table.row("w").memory_bytes == 0
+
+
+def test_settings_that_memory_depends_on_are_told_apart() -> None:
+    plain = WorkerSpec(model="/m/tiny", name="other", slots=9, idle_limit_s=3.0)
+    assert memory_settings(plain) == memory_settings(WorkerSpec(model="hf:org/x", prefix_cache_mb=256)) == ""
+    changed = [WorkerSpec(model="/m", kv_cache_mb=512), WorkerSpec(model="/m", max_context=512)]
+    assert len({memory_settings(spec) for spec in (plain, *changed)}) == 3
+    assert memory_settings(changed[0]) == memory_settings(msgspec.structs.replace(changed[0], model="/n", queue=7))
 
 
 def test_a_worker_that_ended_is_what_its_definition_says_now(bench: Bench, tmp_path: Path) -> None:

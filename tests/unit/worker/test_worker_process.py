@@ -17,6 +17,12 @@ from rbee.host.units.facts import UnitFacts
 GREEDY = {"prompt": "What is a hive?", "temperature": 0, "max_tokens": 24}
 
 
+def peak_of(pid: int) -> int:
+    """The most memory, in bytes, that a process has had in RAM."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
 async def test_listens_loads_and_says_ready_once(tmp_path: Path, models: Path) -> None:
     define(tmp_path, model=str(models / "faulty-slow-load"), name="slow", slots=2)
     async with spawned(tmp_path) as worker:
@@ -49,6 +55,7 @@ async def test_listens_loads_and_says_ready_once(tmp_path: Path, models: Path) -
         assert (facts["url"], facts["ready_monotonic_us"] > 0) == (early["url"], True)
         assert (facts["worker_id"], facts["model"], facts["task"], facts["slots_total"]) == ("w", "slow", "tensor", 2)
         assert facts["pid"] == worker.process.pid
+        assert 10 << 20 < facts["memory_bytes"] <= facts["memory_peak_bytes"] <= 1.1 * peak_of(worker.process.pid)
         await worker.until("WATCHDOG=1")
         assert await worker.stop() == 0
         assert not worker.facts.exists()
