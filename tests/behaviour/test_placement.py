@@ -36,6 +36,7 @@ class Case:
     done: Done | None = None
     asked: int = 0
     lives: dict[str, str] = field(default_factory=dict)
+    peak: int = 0
 
     @property
     def answer(self) -> Answer:
@@ -105,6 +106,25 @@ def far_has_huge(house: TwoHives) -> None:
     os.truncate(weights, 2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))  # a hole: it takes no disk
     answer = house.far.hive_admin.post("/v1/models/download", {"reference": f"file://{house.huge}"})
     assert answer.status == 200, answer.body
+
+
+@given("a worker of the declared model answered and was stopped")
+def answered_and_stopped(house: TwoHives, case: Case) -> None:
+    assert _ask(house, "tiny").status == 200
+    row = _placed(house, "tiny")
+    case.peak = row["memory_peak_bytes"]
+    assert case.peak >= row["memory_bytes"] > 0
+    target = {"worker_id": row["worker_id"], "hive_id": row["hive_id"]}
+    assert house.admin.post("/v2/workers/shutdown", target).status == 202
+    assert house.wait_state(row["worker_id"], "stopped")["memory_bytes"] == 0
+
+
+@given("the queen was started anew")
+def started_anew(house: TwoHives) -> None:
+    assert house.queen is not None
+    house.queen.stop()
+    house.start_queen()
+    until(lambda: house.admin.get("/health").json["hives"] == 2)
 
 
 @given("a worker of it is defined on far")
@@ -193,6 +213,22 @@ def why(house: TwoHives, case: Case) -> None:
     assert told.code == 0, told
     assert "placed to spread, for cpu; its model needs memory of an unknown amount" in told.out
     assert "chosen far: " in told.out and "not bee: " in told.out
+
+
+@then("its need is a tenth above what the worker had when it became ready")
+def measured(house: TwoHives, case: Case) -> None:
+    assert case.answer.status == 200, case.answer.body
+    row = _placed(house, "tiny")
+    placement = house.admin.get(f"/v2/explain/{row['hive_id']}/{row['worker_id']}").json["placement"]
+    assert (placement["basis"], placement["required_bytes"]) == ("measured", -(-case.peak * 11 // 10))
+
+
+@then("rbee why tells that it was measured at the last start")
+def why_measured(house: TwoHives, case: Case) -> None:
+    row = _placed(house, "tiny")
+    told = case.person.rbee("why", f"{row['hive_id']}/{row['worker_id']}")
+    assert told.code == 0, told
+    assert f"needs {case.peak * 1.1 / (1 << 20):.0f} MB, as measured at the last start" in told.out
 
 
 @then("all are answered by one worker")

@@ -34,6 +34,7 @@ from rbee.queen.nodes.tokens import HIVE_API, WORKER_API, PresentedTokens
 from rbee.queen.placement.declarations import Declarations
 from rbee.queen.placement.declared import DeclaredModels
 from rbee.queen.placement.drains import Drains
+from rbee.queen.placement.measured import Measured
 from rbee.queen.placement.placements import Placements
 from rbee.queen.placement.room import Room
 from rbee.queen.registry.registry import Registry
@@ -128,7 +129,8 @@ class Core:
         self.hives = HiveClient(
             self.to_hives, self.audit, self._hive_token, lambda hive_id: self.enrolments.refused(hive_id, HIVE_API)
         )
-        self.placements = Placements(self.registry, self.hives, self.metrics.placing)
+        self.measured = Measured(self.store)
+        self.placements = Placements(self.registry, self.hives, self.metrics.placing, self.measured)
         self.dispatcher = Dispatcher(
             self.registry,
             self.admission,
@@ -172,6 +174,7 @@ class Core:
         rows, aliases = await self.store.open()
         await self.nodes.load()
         await self._load_declarations()
+        await self.measured.load()
         await asyncio.to_thread(self._presented.load)
         if self.fleet.url is not None:
             await asyncio.to_thread(self.fleet.open)
@@ -320,6 +323,8 @@ class Core:
                 await self.nodes.load()
             if not self.declarations.loaded and self.store.problem is None:
                 await self._load_declarations()
+            if not self.measured.loaded and self.store.problem is None:
+                await self.measured.load()
             for model in self.admission.waiting_models():
                 self._fallback.consider(model, now)
             if now >= self._settles_at:

@@ -1,8 +1,8 @@
-"""What the queen remembers over a restart, in her SQLite file: hives, nodes, aliases, declarations. Blocking calls."""
+"""What the queen remembers over a restart, in her SQLite file: hives, nodes, declarations, memory. Blocking calls."""
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from rbee.host.database import SqliteFile
 
@@ -20,11 +20,20 @@ MIGRATIONS = (
     CREATE TABLE once_declared (model TEXT PRIMARY KEY, idle_limit_s REAL) STRICT;
     INSERT INTO once_declared SELECT model, NULL FROM declarations;
     """,
+    """
+    CREATE TABLE memory (
+        model_ref TEXT, node TEXT, backend TEXT, slots INTEGER, settings TEXT,
+        peak_bytes INTEGER NOT NULL, size_bytes INTEGER, measured_unix REAL NOT NULL,
+        PRIMARY KEY (model_ref, node, backend, slots, settings)
+    ) STRICT;
+    """,
 )
 """One script for each version of the schema, the first makes version 1; PRAGMA user_version counts them."""
 _NOTE_DECLARED = (
     "INSERT INTO once_declared VALUES (?, ?) ON CONFLICT (model) DO UPDATE SET idle_limit_s = excluded.idle_limit_s"
 )
+MOST_MEASURED = 1000
+"""So many setups, those measured last, are remembered with their memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,33 @@ class HiveRow:
     version: str
     first_seen_unix: float
     last_seen_unix: float
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What workers that take the same memory have in common.
+
+    ``node`` is empty where the model is the same on every machine; ``settings`` is a report's ``memory_settings``.
+    """
+
+    model_ref: str
+    node: str
+    backend: str
+    slots: int
+    settings: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRow:
+    """The most memory, in bytes, that a worker of the setup took until it was ready, the last time one became ready.
+
+    ``size_bytes`` is that of its model's files then, None where it was not known.
+    """
+
+    setup: Setup
+    peak_bytes: int
+    size_bytes: int | None
+    measured_unix: float
 
 
 class Database(SqliteFile):
@@ -126,3 +162,24 @@ class Database(SqliteFile):
         with self._guarded(), self._open() as connection:
             connection.executemany(_NOTE_DECLARED, models.items())
             connection.executemany("DELETE FROM once_declared WHERE model = ?", [(model,) for model in forgotten])
+
+    def memory(self) -> list[MemoryRow]:
+        """What workers took, by setup, the one measured last at the end."""
+        with self._guarded():
+            rows = self._open().execute(
+                "SELECT model_ref, node, backend, slots, settings, peak_bytes, size_bytes, measured_unix FROM memory "
+                "ORDER BY measured_unix"
+            )
+            return [MemoryRow(Setup(*row[:5]), *row[5:]) for row in rows]
+
+    def put_memory(self, rows: list[MemoryRow]) -> None:
+        """Insert or replace what workers of these setups took; beyond the most, those measured first go."""
+        with self._guarded(), self._open() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO memory VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(*astuple(row.setup), row.peak_bytes, row.size_bytes, row.measured_unix) for row in rows],
+            )
+            connection.execute(
+                "DELETE FROM memory WHERE rowid NOT IN (SELECT rowid FROM memory ORDER BY measured_unix DESC LIMIT ?)",
+                (MOST_MEASURED,),
+            )

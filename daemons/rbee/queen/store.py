@@ -1,8 +1,8 @@
 """What must last, in one dedicated thread: serving never waits for it, and goes on without it.
 
 While the file cannot be written the queen serves from RAM, ``/health`` names it, and changes of aliases, nodes and
-declarations are refused; notes of hives and of what was declared wait (the latest of each) and are written once it is
-back.
+declarations are refused; notes of hives, of what was declared and of what workers took wait (the latest of each) and
+are written once it is back.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from rbee.queen.database import Database, HiveRow
+from rbee.queen.database import Database, HiveRow, MemoryRow, Setup
 from rbee.wire.errors import StorageUnavailable
 from rbee.wire.log import log
 
@@ -34,6 +34,7 @@ class Store:
         self._owed: dict[str, HiveRow | None] = {}
         self._owed_declared: dict[str, float | None] = {}
         self._owed_forgotten: set[str] = set()
+        self._owed_memory: dict[Setup, MemoryRow] = {}
         self._stirred = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
         self.problem: str | None = None
@@ -67,6 +68,15 @@ class Store:
         """Forget a hive some time soon; returns at once."""
         self._owed[hive_id] = None
         self._stirred.set()
+
+    def note_memory(self, row: MemoryRow) -> None:
+        """Remember what a worker took some time soon; returns at once."""
+        self._owed_memory[row.setup] = row
+        self._stirred.set()
+
+    async def memory(self) -> list[MemoryRow]:
+        """What workers took, the one measured last at the end; raises StorageUnavailable."""
+        return await self._call(self._database.memory)
 
     async def aliases(self) -> dict[str, str]:
         """Aliases set by the API; raises StorageUnavailable."""
@@ -136,8 +146,19 @@ class Store:
                 self._stirred.set()
 
     async def _pay(self) -> None:
+        await self._pay_memory()
         await self._pay_hives()
         await self._pay_declared()
+
+    async def _pay_memory(self) -> None:
+        owed, self._owed_memory = self._owed_memory, {}
+        if not owed:
+            return
+        try:
+            await self._call(self._database.put_memory, list(owed.values()))
+        except StorageUnavailable:
+            self._owed_memory = owed | self._owed_memory
+            raise
 
     async def _pay_hives(self) -> None:
         owed, self._owed = self._owed, {}

@@ -91,7 +91,12 @@ def of_definition(model: str) -> ModelReference | None:
 
     Raises InvalidModelReference for one that is malformed.
     """
-    return parse(model) if model.startswith(_REMOTE) else None
+    return parse(model) if is_fetched(model) else None
+
+
+def is_fetched(text: str) -> bool:
+    """Whether a reference, well-formed or not, is of a model that is brought here from elsewhere."""
+    return text.startswith(_REMOTE)
 
 
 def model_name_of(model: str) -> str:

@@ -33,6 +33,14 @@ Feature: The right worker starts on the right machine
     And the node is named with its numbers
     And a person who spawns it exits with 1 and reads the numbers and what to do
 
+  @FIT-01
+  Scenario: The next start of a model rests on what its worker took at the last one, also by a new queen
+    Given a worker of the declared model answered and was stopped
+    And the queen was started anew
+    When a client asks for the declared model
+    Then its need is a tenth above what the worker had when it became ready
+    And rbee why tells that it was measured at the last start
+
   @FIT-02
   Scenario: A worker that a person defined is not started by a request where it does not fit
     Given far has a folder with a model larger than its memory

@@ -136,6 +136,24 @@ async def test_the_idle_worker_of_a_declared_model_ends_for_another(
         assert await queen.metric("queen_rbee_evictions_total") == 1
 
 
+async def test_what_a_worker_holds_is_what_its_hive_tells_and_not_its_models_files(
+    configured: Configured, worker: WorkerPartner
+) -> None:
+    config = declared()
+    async with configured(**config) as queen, machine() as node:
+        light = msgspec.structs.replace(of(config, "first", IDLE, worker.url), memory_bytes=4000 * MB)
+        await queen.beat(light, api_url=node.hive.url)
+        assert (await ask(queen, "wanted"))[1]["error"]["code"] == "INSUFFICIENT_RAM"
+        assert node.hive.stopped == []  # its end would not be enough: 1000 and 4000 MB, and 6000 are needed
+        unknown = msgspec.structs.replace(of(config, "second", IDLE, worker.url), memory_bytes=5000 * MB)
+        unknown = msgspec.structs.replace(unknown, model_ref="hf:org/in-no-catalogue")
+        await queen.beat(unknown, api_url=node.hive.url)
+        asking = asyncio.create_task(ask(queen, "wanted"))
+        await until(lambda: node.hive.stopped)
+        assert node.hive.stopped == [unknown.worker_id]
+        asking.cancel()
+
+
 async def test_what_is_kept_or_busy_or_a_persons_does_not_end(configured: Configured, worker: WorkerPartner) -> None:
     worker.hold = asyncio.Event()
     config = declared(replicas={"min": 1})

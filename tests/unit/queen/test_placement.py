@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.unit.queen.conftest import Fields, RunningQueen
 from tests.unit.queen.partners import MACHINE, HivePartner, report, served
 
-from rbee.queen.placement.decision import Decision, Device, Need, Node, decide
+from rbee.queen.placement.decision import Basis, Decision, Device, Need, Node, decide
 from rbee.queen.placement.refusals import refusal
 from rbee.wire.declarations import Strategy
 from rbee.wire.messages import GpuFacts, WorkerState
@@ -49,9 +49,22 @@ def chosen(decision: Decision) -> tuple[str, int | None] | None:
 def test_the_need_is_the_files_and_a_fifth() -> None:
     assert sized(ON_CPU, 5000).required_bytes == 6000 * MB
     assert ON_CPU.required_bytes is None
+    assert (sized(ON_CPU, 5000).basis, ON_CPU.basis) == (Basis.FILES, Basis.NOTHING)
     assert chosen(decide(sized(ON_CPU, 5000), [node(ram_mb=8000)])) == ("a", None)
     assert chosen(decide(sized(ON_CPU, 5000), [node(ram_mb=6000)])) == ("a", None)
     assert chosen(decide(sized(ON_CPU, 5000), [node(ram_mb=5999)])) is None
+
+
+@pytest.mark.parametrize("need", [ON_CPU, sized(ON_CPU, 5000), sized(ON_CPU, 1)])
+def test_what_was_measured_counts_instead_of_the_files_and_a_tenth_on_top(need: Need) -> None:
+    measured = dataclasses.replace(need, measured_bytes=2000 * MB)
+    assert (measured.required_bytes, measured.basis) == (2200 * MB, Basis.MEASURED)
+    assert chosen(decide(measured, [node(ram_mb=2200)])) == ("a", None)
+    decision = decide(measured, [node(ram_mb=2199)])
+    assert (chosen(decision), decision.basis, decision.size_bytes) == (None, Basis.MEASURED, need.size_bytes)
+    error = refusal(decision)
+    assert "it needs 2200 MB of RAM, as measured at its last start, and the best place" in error.message
+    assert (error.details["basis"], error.details["required_ram_mb"]) == (Basis.MEASURED, 2200)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +134,7 @@ _NODES = st.lists(
 _NEEDS = st.builds(
     Need, st.just(REFERENCE), st.sampled_from(Backend), st.none() | st.integers(0, 3),
     st.none() | st.integers(1, 20_000).map(lambda amount: amount * MB), st.sampled_from(Strategy),
+    measured_bytes=st.none() | st.integers(1, 1 << 35),
 )  # fmt: skip
 
 
@@ -137,14 +151,14 @@ def test_a_choice_fits_and_no_fit_is_said_of_every_node(need: Need, nodes: list[
             assert refusal(decision).status in (400, 503)
         return
     place = next(one for one in nodes if one.name == decision.chosen.node)
-    required = need.required_bytes or 0
+    required = need.required_bytes or -(1 << 50)
     assert need.backend in place.backends
     if need.backend is Backend.CUDA:
         device = next(one for one in place.devices if one.index == decision.chosen.device)
         assert need.device in (None, device.index)
         assert device.free_bytes >= required
         assert (device.temperature_c or 0) <= 80
-    elif need.size_bytes is not None:
+    else:
         assert place.ram_free_bytes >= required
     if need.size_bytes is not None and not place.has_model:
         assert place.disk_free_bytes >= need.size_bytes

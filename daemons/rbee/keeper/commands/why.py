@@ -11,6 +11,7 @@ from rbee.keeper.session import json_option
 from rbee.keeper.text import printable
 
 _LIMIT_S = 10.0
+_BASES = {"measured": ", as measured at the last start", "files": ", estimated from its files"}
 
 
 @click.command("why")
@@ -90,7 +91,9 @@ def _worker(found: dict[str, Any]) -> list[str]:
 
 def _placement(decision: dict[str, Any]) -> list[str]:
     """Why it runs on its node: each place that was looked at, with its numbers."""
-    needs = "memory of an unknown amount" if decision["required_bytes"] is None else _mb(decision["required_bytes"])
+    needs = "memory of an unknown amount"
+    if decision["required_bytes"] is not None:
+        needs = f"{_mb(decision['required_bytes'])}{_BASES.get(decision.get('basis', ''), '')}"
     lines = [f"  placed to {decision['strategy']}, for {decision['backend']}; its model needs {needs}"]
     return lines + [f"    {_place(option, option == decision['chosen'])}" for option in decision["options"]]
 

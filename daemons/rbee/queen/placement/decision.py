@@ -24,16 +24,31 @@ class Obstacle(enum.StrEnum):
     DISK = "disk"
 
 
+class Basis(enum.StrEnum):
+    """What a need of memory rests on."""
+
+    MEASURED = "measured"
+    FILES = "files"
+    NOTHING = "nothing"
+
+
 def memory_of(size_bytes: int) -> int:
     """Bytes of memory that a worker of a model with files of ``size_bytes`` takes."""
     return -(-size_bytes * 6 // 5)
+
+
+def memory_again(peak_bytes: int) -> int:
+    """Bytes that a worker takes of which one like it had ``peak_bytes`` at its start: keys and values come later."""
+    return -(-peak_bytes * 11 // 10)
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
     """What a worker asks for.
 
-    ``size_bytes`` is that of the model's files, None where nobody knows it yet; ``labels`` are a node's.
+    ``size_bytes`` is that of the model's files, None where nobody knows it yet; ``labels`` are a node's. ``slots`` and
+    ``settings`` (a report's ``memory_settings``) tell with what else it runs, ``measured_bytes`` what one like it had
+    at its last start, None where none has started.
     """
 
     model_ref: str
@@ -42,11 +57,23 @@ class Need:
     size_bytes: int | None = None
     strategy: Strategy = Strategy.SPREAD
     labels: frozenset[str] = frozenset()
+    slots: int = 4
+    settings: str = ""
+    measured_bytes: int | None = None
 
     @property
     def required_bytes(self) -> int | None:
-        """Memory for weights, keys and values, and workspace: 1.2 times the files."""
+        """Memory for weights, keys and values, and workspace: 1.1 times what was measured, else 1.2 times the files."""
+        if self.measured_bytes is not None:
+            return memory_again(self.measured_bytes)
         return None if self.size_bytes is None else memory_of(self.size_bytes)
+
+    @property
+    def basis(self) -> Basis:
+        """What the memory that is required rests on."""
+        if self.measured_bytes is not None:
+            return Basis.MEASURED
+        return Basis.NOTHING if self.size_bytes is None else Basis.FILES
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +121,10 @@ class Option(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Where a worker starts, None where it fits nowhere, and every place that was looked at."""
+    """Where a worker starts, None where it fits nowhere, and every place that was looked at.
+
+    ``required_bytes`` rest on ``basis``; ``size_bytes`` are the model's files, None where nobody knew them.
+    """
 
     model_ref: str
     backend: Backend
@@ -102,6 +132,8 @@ class Decision(msgspec.Struct, frozen=True):
     required_bytes: int | None
     chosen: Option | None
     options: tuple[Option, ...]
+    basis: Basis = Basis.NOTHING
+    size_bytes: int | None = None
 
 
 def decide(need: Need, nodes: Sequence[Node]) -> Decision:
@@ -109,7 +141,9 @@ def decide(need: Need, nodes: Sequence[Node]) -> Decision:
     options = tuple(option for node in nodes for option in _options(need, node))
     fitting = [option for option in options if option.obstacle is None]
     chosen = min(fitting, key=lambda option: _order(need, option), default=None)
-    return Decision(need.model_ref, need.backend, need.strategy, need.required_bytes, chosen, options)
+    return Decision(
+        need.model_ref, need.backend, need.strategy, need.required_bytes, chosen, options, need.basis, need.size_bytes
+    )  # fmt: skip
 
 
 def _options(need: Need, node: Node) -> Iterator[Option]:
@@ -152,9 +186,9 @@ Order = tuple[bool, int, bool, int, int, str, int]
 def _order(need: Need, option: Option) -> Order:
     """Less is better: hives that answer; apart from other replicas; where the model is; then the strategy; names last.
 
-    Packing wants a known size: without one the place with the most memory is the least likely to fail.
+    Packing wants a known need: without one the place with the most memory is the least likely to fail.
     """
-    packs = need.strategy is Strategy.PACK and need.size_bytes is not None
+    packs = need.strategy is Strategy.PACK and need.required_bytes is not None
     crowd, memory = (0, option.available_bytes) if packs else (option.workers, -option.available_bytes)
     apart = 0 if packs else option.replicas
     return (not option.answers, apart, not option.has_model, crowd, memory, option.node, option.device or 0)

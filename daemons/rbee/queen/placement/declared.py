@@ -301,7 +301,7 @@ class DeclaredModels:
 def _need(declared: DeclaredModel) -> Need:
     return Need(
         declared.reference, declared.backend, declared.device, strategy=declared.placement,
-        labels=frozenset(declared.labels),
+        labels=frozenset(declared.labels), slots=declared.slots,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Places workers: facts are gathered, decided upon, and what was promised is remembered until its worker has it."""
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections import OrderedDict
@@ -12,11 +13,12 @@ import msgspec
 from rbee.queen.hives.client import HiveClient, JsonObject
 from rbee.queen.placement.decision import Decision, Need, Option, decide
 from rbee.queen.placement.eviction import make_room, wants_memory
+from rbee.queen.placement.measured import Measured
 from rbee.queen.placement.refusals import refusal
 from rbee.queen.placement.room import Room, held_by
 from rbee.queen.placement.survey import survey
 from rbee.queen.registry.registry import Registry
-from rbee.queen.registry.rows import Hive, Worker
+from rbee.queen.registry.rows import Change, Hive, Worker
 from rbee.queen.routing.decision import Key
 from rbee.queen.routing.metrics import PlacingMetrics
 from rbee.wire.errors import Conflict, HiveUnreachable, InsufficientResources, RbeeError
@@ -41,14 +43,16 @@ class _Promise:
 class Placements:
     """Decides where workers start, one decision after the other's promise; ``told`` keeps the latest for who asks."""
 
-    def __init__(self, registry: Registry, hives: HiveClient, metrics: PlacingMetrics) -> None:
+    def __init__(self, registry: Registry, hives: HiveClient, metrics: PlacingMetrics, measured: Measured) -> None:
         self._registry = registry
         self._hives = hives
         self._metrics = metrics
+        self._measured = measured
         self._room: Room | None = None
         self._making_room = asyncio.Lock()
         self._promises: dict[Key, _Promise] = {}
         self._told: OrderedDict[Key, Decision] = OrderedDict()
+        registry.listen(self._on_change)
 
     def use_room(self, room: Room) -> None:
         """What ends idle workers where nothing else helps."""
@@ -109,6 +113,7 @@ class Placements:
                 decision, sizes = await self._decide(need, hives, proven=proven)
                 if decision.chosen is None and await self._room.make(decision, sizes):
                     decision, _ = await self._decide(need, hives, proven=proven)
+        self._metrics.estimates.labels(decision.basis.value).inc()
         self._promise(decision, worker_id, len(hives))  # nothing was awaited since its facts came
         return decision
 
@@ -134,7 +139,8 @@ class Placements:
             nodes = [one for one in nodes if one.has_model]
             if not nodes:
                 raise _whose_folder(hives)
-        return decide(found.need, nodes), found.sizes
+        peak = self._measured.peak_of(found.need, [one.name for one in nodes])
+        return decide(dataclasses.replace(found.need, measured_bytes=peak), nodes), found.sizes
 
     def _promise(self, decision: Decision, worker_id: str, nodes: int) -> None:
         """Count the memory of the place that was chosen, if one was, of so many nodes, as taken."""
@@ -151,8 +157,16 @@ class Placements:
         log(
             LOGGER, logging.INFO, "a worker is placed", worker=str(key), backend=decision.backend.value,
             device=chosen.device, required_bytes=chosen.required_bytes, available_bytes=chosen.available_bytes,
-            model_there=chosen.has_model, nodes=nodes,
+            basis=decision.basis.value, model_there=chosen.has_model, nodes=nodes,
         )  # fmt: skip
+
+    def _on_change(self, change: Change) -> None:
+        worker = change.worker
+        if change.removed:
+            self._measured.forget(worker.key)
+        elif worker.report.memory_peak_bytes and worker.report.state.ready:
+            told = self._told.get(worker.key)
+            self._measured.note(worker.report, None if told is None else told.size_bytes, time.time())
 
     def told(self, key: Key) -> Decision | None:
         """Why a worker is where it is, where that was decided here lately."""
@@ -193,7 +207,9 @@ def _need_of(worker: Worker) -> Need | None:
     if report.model_ref is None or report.backend is None:
         return None
     device = report.device if report.backend is Backend.CUDA else None
-    return Need(report.model_ref, report.backend, device)
+    return Need(
+        report.model_ref, report.backend, device, slots=report.slots_total, settings=report.memory_settings
+    )  # fmt: skip
 
 
 def _labels(hive: Hive) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """What is said where a worker fits nowhere: the cause that the nodes share, and the numbers of each of them."""
 
-from rbee.queen.placement.decision import HOTTEST_C, Decision, Obstacle, Option
+from rbee.queen.placement.decision import HOTTEST_C, Basis, Decision, Obstacle, Option
 from rbee.wire.errors import (
     BackendUnavailable,
     GpuTooHot,
@@ -42,25 +42,32 @@ def refusal(decision: Decision) -> RbeeError:
             retry_after_s=_TRY_AGAIN_S,
         )
     best = max(close, key=lambda option: option.available_bytes)
-    sentence = f"{_amounts(best)}: {_FREE}"
+    sentence = f"{_amounts(best, decision.basis)}: {_FREE}"
     kind = {Obstacle.RAM: InsufficientRam, Obstacle.VRAM: VramExhausted}.get(cause or Obstacle.DISK)
     return (kind or InsufficientResources)(
         f"the model fits nowhere: {sentence}", details=details, retry_after_s=_TRY_AGAIN_S
     )
 
 
-def _amounts(option: Option) -> str:
+def _amounts(option: Option, basis: Basis) -> str:
     place = option.node if option.device is None else f"{option.node} device {option.device}"
     if option.obstacle is Obstacle.TOO_HOT:
         return f"the best place, {place}, is at {option.temperature_c} degrees Celsius"
-    what = option.obstacle.value.upper() if option.obstacle in (Obstacle.RAM, Obstacle.VRAM) else "disk"
+    of_memory = option.obstacle in (Obstacle.RAM, Obstacle.VRAM)
+    what = option.obstacle.value.upper() if option.obstacle is not None and of_memory else "disk"
+    measured = ", as measured at its last start," if of_memory and basis is Basis.MEASURED else ""
     needed = 0 if option.required_bytes is None else option.required_bytes
-    return f"it needs {_mb(needed)} MB of {what} and the best place, {place}, has {option.available_bytes // _MB} MB"
+    needs = f"it needs {_mb(needed)} MB of {what}{measured}"
+    return f"{needs} and the best place, {place}, has {option.available_bytes // _MB} MB"
 
 
 def _details(decision: Decision, close: tuple[Option, ...] | list[Option]) -> dict[str, object]:
     shown = _shown(decision.model_ref)
-    details: dict[str, object] = {"model_ref": shown, "nodes": [_told(one) for one in decision.options]}
+    details: dict[str, object] = {
+        "model_ref": shown,
+        "basis": decision.basis,
+        "nodes": [_told(one) for one in decision.options],
+    }
     for obstacle, name in ((Obstacle.VRAM, "vram"), (Obstacle.RAM, "ram")):
         short = [option for option in close if option.obstacle is obstacle]
         if short:

@@ -42,7 +42,8 @@ class Room:
     async def make(self, decision: Decision, sizes: Mapping[str, int]) -> bool:
         """End what has to end so that the decision's worker fits; whether anything ended.
 
-        ``sizes`` are bytes of models by their reference: what nobody knows the size of frees nothing that is known.
+        ``sizes`` are bytes of models by their reference: see :func:`held_by`. A worker of which nobody knows what it
+        holds frees nothing that is known.
         """
         plan = make_room(decision, self._idle(sizes))
         if not plan:
@@ -88,10 +89,13 @@ class Room:
 
 
 def held_by(worker: Worker, sizes: Mapping[str, int]) -> Idle:
-    """What the worker's end would free, and cost; ``sizes`` are bytes of models by their reference."""
+    """What the worker's end would free, and cost: the memory that its hive reports, else as by its model's files.
+
+    ``sizes`` are bytes of models by their reference.
+    """
     report = worker.report
     since = report.ready_unix or report.since_unix
     load_s = since - report.spawned_unix if report.spawned_unix else _UNKNOWN_LOAD_S
     device = report.device if report.backend is Backend.CUDA else None
-    held = memory_of(sizes.get(report.model_ref or "", 0))
+    held = report.memory_bytes or memory_of(sizes.get(report.model_ref or "", 0))
     return Idle(worker.key.hive_id, worker.key.worker_id, device, held, idle_s(worker, time.monotonic()), load_s)

@@ -242,7 +242,8 @@ class WorkerRoutes:
             hive = self._hive_for(wanted)
             answer = await core.hives.spawn(hive, wanted)
         else:
-            need = Need(model_reference(wanted.model_ref), _known_backend(wanted.backend), wanted.device)
+            backend = _known_backend(wanted.backend)
+            need = Need(model_reference(wanted.model_ref), backend, wanted.device, slots=wanted.slots)
             hive, answer = await core.placements.spawn(need, wanted)
         acted = Acted(True, hive.hive_id, wanted.worker_id, "the hive starts the worker", answer)
         return json_response(acted, status=202)

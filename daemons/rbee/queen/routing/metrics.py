@@ -97,6 +97,13 @@ class PlacingMetrics:
             registry=registry,
         )
         self.worker_placements.labels("placed")
+        self.estimates = Counter(
+            "queen_rbee_worker_estimates_total",
+            "Decisions on where a worker starts, by what its need of memory rests on: measured (at the last start of "
+            "one like it), files, nothing",
+            ("basis",),
+            registry=registry,
+        )
         self.evictions = Counter(
             "queen_rbee_evictions_total", "Idle workers that ended so that another one fits", registry=registry
         )
