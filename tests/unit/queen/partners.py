@@ -180,13 +180,14 @@ class WorkerPartner:
 
 @dataclass
 class HivePartner:
-    """Speaks a hive's routes and records what it was asked."""
+    """Speaks a hive's routes and records what it was asked; ``surveyed`` counts questions for its catalogue."""
 
     spawned: list[dict[str, Any]] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     answer: bytes = b'{"worker_id": "w", "state": "loading"}'
     status: int = 202
     tokens: list[str | None] = field(default_factory=list)
+    surveyed: int = 0
     url: str = ""
 
     def app(self) -> web.Application:

@@ -26,6 +26,7 @@ COLD = {"reference": REFERENCE, "idle_limit_s": 60}
 DECLARED = msgspec.convert(KEPT, DeclaredModel)
 CHANGED = msgspec.structs.replace(DECLARED, slots=2)
 WORKER, CHANGED_WORKER = worker_id_of(NAME, DECLARED), worker_id_of(NAME, CHANGED)
+UNKNOWN = "hf:org/of-unknown-size"
 SOON_SILENT_S = 0.05
 """The interval of a hive that is stale 0.15 s after its last word."""
 
@@ -237,12 +238,15 @@ def test_workers_of_any_declaration_of_a_model_are_known_by_their_ids() -> None:
 
 @contextlib.asynccontextmanager
 async def crowded(
-    configured: Configured, worker: WorkerPartner, held: str = REFERENCE, **more: object
+    configured: Configured, worker: WorkerPartner, held: str = REFERENCE, memory_mb: int = 0, **more: object
 ) -> AsyncIterator[tuple[RunningQueen, HivePartner]]:
-    """A queen when the declaration of a model of 100 MB changes, whose worker, of ``held``, leaves its node 50 MB."""
+    """A queen when the declaration of a model of 100 MB changes, whose worker, of ``held``, leaves its node 50 MB.
+
+    ``memory_mb`` is what the worker is reported to hold; 0: its hive does not tell.
+    """
     async with configured(models={NAME: KEPT}) as queen, hive_with(100) as hive:
         machine = msgspec.structs.replace(MACHINE, ram_available_bytes=50 << 20)
-        mine = msgspec.structs.replace(told(IDLE, url=worker.url), model_ref=held)
+        mine = msgspec.structs.replace(told(IDLE, url=worker.url), model_ref=held, memory_bytes=memory_mb << 20)
         await queen.beat(mine, api_url=hive.url, machine=machine)
         sweep(queen, now())
         change(queen, msgspec.structs.replace(CHANGED, **more))
@@ -252,17 +256,32 @@ async def crowded(
 
 
 @pytest.mark.parametrize(
-    ("held", "policy"), [(REFERENCE, Replacement.AVAILABILITY), ("hf:org/of-unknown-size", Replacement.PROGRESS)]
+    ("held", "memory_mb", "policy"),
+    [
+        (REFERENCE, 200, Replacement.AVAILABILITY),
+        (REFERENCE, 60, Replacement.PROGRESS),
+        (UNKNOWN, 0, Replacement.PROGRESS),
+    ],
 )
 async def test_the_last_worker_goes_on_where_its_end_is_not_wanted_or_would_not_do(
-    configured: Configured, worker: WorkerPartner, held: str, policy: Replacement
+    configured: Configured, worker: WorkerPartner, held: str, memory_mb: int, policy: Replacement
 ) -> None:
-    async with crowded(configured, worker, held, replacement=policy) as (queen, hive):
+    async with crowded(configured, worker, held, memory_mb, replacement=policy) as (queen, hive):
+        assert hive.surveyed == 1  # what it would fit in is seen by the facts that it did not fit by
         assert not hive.spawned and not hive.stopped and not queen.core.declared._drains.under_way
         assert (await ask(queen))[0] == 200
         note = (await queen.get("/v1/models"))[1]["data"][0]["note"]
         assert "needs 120 MB of RAM" in note and note.endswith("those of the former one go on")
         assert await queen.metric("queen_rbee_replacements_failed_total") == 1
+
+
+async def test_a_worker_of_a_model_in_no_catalogue_makes_way_by_the_memory_that_it_reports(
+    configured: Configured, worker: WorkerPartner
+) -> None:
+    async with crowded(configured, worker, UNKNOWN, 80, replacement=Replacement.PROGRESS) as (queen, hive):
+        await until(lambda: hive.stopped == [WORKER])
+        assert not hive.spawned
+        assert await queen.metric("queen_rbee_replacements_failed_total") == 0
 
 
 async def test_the_last_worker_makes_way_where_progress_is_wanted_and_who_asks_meanwhile_is_answered(

@@ -175,6 +175,7 @@ async def hive_with(*sizes_mb: int, backends: list[str] | None = None) -> AsyncI
     app = partner.app()
 
     async def models(request: web.Request) -> web.StreamResponse:
+        partner.surveyed += 1
         return web.Response(body=msgspec.json.encode(ModelRows(rows, 0, 0)), content_type="application/json")
 
     async def capabilities(request: web.Request) -> web.StreamResponse:

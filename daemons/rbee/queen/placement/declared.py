@@ -11,13 +11,14 @@ from rbee.queen.placement.drains import Drains
 from rbee.queen.placement.life import Failed, Life, Move
 from rbee.queen.placement.placements import REPORT_LIMIT_S, Placements
 from rbee.queen.placement.replicas import idle_s, replicas_of, spawn_request, was_declared, worker_id_of
+from rbee.queen.placement.room import fits_without
 from rbee.queen.placement.scaling import Drain, Further, Limits, Replica, Why
 from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Change, Worker, tells_of_start
 from rbee.queen.routing.decision import Key
 from rbee.queen.routing.metrics import PlacingMetrics
 from rbee.wire.declarations import DeclaredModel, Replacement
-from rbee.wire.errors import HiveUnreachable, InsufficientResources, RbeeError
+from rbee.wire.errors import HiveUnreachable, RbeeError
 from rbee.wire.log import ALERT, log
 from rbee.wire.messages import SpawnRequest, WorkerReport, WorkerState
 from rbee.wire.tasks import TaskOwner
@@ -250,7 +251,7 @@ class DeclaredModels:
             async with asyncio.timeout(REPORT_LIMIT_S):
                 await placing.reported.wait()
         except RbeeError as refused:
-            if not (isinstance(refused, InsufficientResources) and await self._made_way(model, declared)):
+            if not self._made_way(model, declared, refused):
                 error = refused
                 log(LOGGER, logging.ERROR, "a worker of a declared model was not started", model=model,
                     code=refused.code, why=refused.message)  # fmt: skip
@@ -267,17 +268,11 @@ class DeclaredModels:
         self._came_of(model, error)
         self._settled(model, placing.ended, error)
 
-    async def _made_way(self, model: str, declared: DeclaredModel) -> bool:
+    def _made_way(self, model: str, declared: DeclaredModel, refused: RbeeError) -> bool:
         """Begin to end the former worker whose replacement fits only in its memory; False where it is to go on."""
         life = self._lives.get(model)
         former = None if life is None or life.replacing is None else self._registry.worker(life.replacing.former)
-        if life is None or former is None:
-            return False
-        try:
-            fits = await self._placements.fits_without(_need(declared), former, declared.node)
-        except RbeeError:
-            return False
-        if not fits or declared != self._models.get(model):
+        if life is None or former is None or declared != self._models.get(model) or not fits_without(former, refused):
             return False
         replicas = self._replicas(model, declared, time.monotonic())
         move = life.make_way(replicas, even_the_last=declared.replacement is Replacement.PROGRESS)

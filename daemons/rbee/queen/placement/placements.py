@@ -1,21 +1,22 @@
 """Places workers: facts are gathered, decided upon, and what was promised is remembered until its worker has it."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from rbee.queen.hives.client import HiveClient, JsonObject
 from rbee.queen.placement.decision import Decision, Need, Option, decide
-from rbee.queen.placement.eviction import make_room, wants_memory
+from rbee.queen.placement.eviction import wants_memory
 from rbee.queen.placement.measured import Measured
-from rbee.queen.placement.refusals import refusal
-from rbee.queen.placement.room import Room, held_by
+from rbee.queen.placement.refusals import NoPlace, refusal
+from rbee.queen.placement.room import Room
 from rbee.queen.placement.survey import survey
 from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Change, Hive, Worker
@@ -50,6 +51,7 @@ class Placements:
         self._measured = measured
         self._room: Room | None = None
         self._making_room = asyncio.Lock()
+        self._makers = 0
         self._promises: dict[Key, _Promise] = {}
         self._told: OrderedDict[Key, Decision] = OrderedDict()
         registry.listen(self._on_change)
@@ -75,11 +77,11 @@ class Placements:
         """
         need = _need_of(worker)
         if need is not None:
-            decision = await self._settle(need, [worker.hive], worker.key.worker_id, proven=True)
+            decision, sizes = await self._settle(need, [worker.hive], worker.key.worker_id, proven=True)
             if wants_memory(decision) and worker.report.state in _ENDED:  # none has started it meanwhile
                 error = refusal(decision)
                 self._tell_refusal(error, worker.key.worker_id)
-                raise error
+                raise error from NoPlace(decision, sizes)
         return await self._order(worker.hive, SpawnRequest(worker_id=worker.key.worker_id))
 
     async def _order(self, hive: Hive, request: SpawnRequest) -> JsonObject:
@@ -93,41 +95,48 @@ class Placements:
         """The hive that is to start the worker, and the place there; its memory counts as taken from here on.
 
         ``node`` pins it. Raises HiveUnreachable (no such hive), Conflict (a folder that several machines may have),
-        BackendUnavailable, InvalidDevice, GpuTooHot, InsufficientRam, VramExhausted, InsufficientResources.
+        BackendUnavailable, InvalidDevice, GpuTooHot, InsufficientRam, VramExhausted, InsufficientResources; the cause
+        of one that rests on what nodes have is a :class:`NoPlace`.
         """
         try:
             hives = self._candidates(node, need.labels)
-            decision = await self._settle(need, hives, worker_id)
+            decision, sizes = await self._settle(need, hives, worker_id)
             if decision.chosen is None:
-                raise refusal(decision)
+                raise refusal(decision) from NoPlace(decision, sizes)
         except RbeeError as error:
             self._tell_refusal(error, worker_id)
             raise
         return next(hive for hive in hives if hive.hive_id == decision.chosen.node), decision.chosen
 
-    async def _settle(self, need: Need, hives: Sequence[Hive], worker_id: str, *, proven: bool = False) -> Decision:
-        """The decision, its promise made; idle workers end for it where there is no place otherwise."""
-        decision, _ = await self._decide(need, hives, proven=proven)
+    async def _settle(
+        self, need: Need, hives: Sequence[Hive], worker_id: str, *, proven: bool = False
+    ) -> tuple[Decision, dict[str, int]]:
+        """The decision, its promise made, and sizes; idle workers end for it where there is no place otherwise."""
+        decision, sizes = await self._decide(need, hives, proven=proven)
         if wants_memory(decision) and self._room is not None:
-            async with self._making_room:  # another one may have made room, or taken it, meanwhile
-                decision, sizes = await self._decide(need, hives, proven=proven)
+            async with self._turn_to_make_room() as waited:
+                if waited:  # another one may have made room meanwhile, or taken it
+                    decision, sizes = await self._decide(need, hives, proven=proven)
                 if decision.chosen is None and await self._room.make(decision, sizes):
-                    decision, _ = await self._decide(need, hives, proven=proven)
+                    decision, sizes = await self._decide(need, hives, proven=proven)
         self._metrics.estimates.labels(decision.basis.value).inc()
         self._promise(decision, worker_id, len(hives))  # nothing was awaited since its facts came
-        return decision
+        return decision, sizes
+
+    @contextlib.asynccontextmanager
+    async def _turn_to_make_room(self) -> AsyncIterator[bool]:
+        """Make room within the block, nobody else doing so; yields whether it had to be waited for."""
+        waits = self._makers > 0
+        self._makers += 1
+        try:
+            async with self._making_room:
+                yield waits
+        finally:
+            self._makers -= 1
 
     def _tell_refusal(self, error: RbeeError, worker_id: str) -> None:
         self._metrics.worker_placements.labels(error.code).inc()
         log(LOGGER, logging.WARNING, "a worker fits nowhere", worker=worker_id, code=error.code, why=error.message)
-
-    async def fits_without(self, need: Need, worker: Worker, node: str | None = None) -> bool:
-        """Whether a worker that fits nowhere now would, by the estimates, fit in the memory of that other one.
-
-        ``node`` pins it. Raises what :meth:`place` raises but for the want of memory.
-        """
-        decision, sizes = await self._decide(need, self._candidates(node, need.labels))
-        return decision.chosen is not None or bool(make_room(decision, [held_by(worker, sizes)]))
 
     async def _decide(
         self, need: Need, hives: Sequence[Hive], *, proven: bool = False

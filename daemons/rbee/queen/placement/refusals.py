@@ -1,5 +1,7 @@
 """What is said where a worker fits nowhere: the cause that the nodes share, and the numbers of each of them."""
 
+from collections.abc import Mapping
+
 from rbee.queen.placement.decision import HOTTEST_C, Basis, Decision, Obstacle, Option
 from rbee.wire.errors import (
     BackendUnavailable,
@@ -16,6 +18,15 @@ _MB = 1 << 20
 _OF_THE_REQUEST = (Obstacle.BACKEND, Obstacle.DEVICE)
 _TRY_AGAIN_S = 30.0
 _FREE = "stop a worker with 'rbee worker stop', choose a smaller or quantised model, or add a node"
+
+
+class NoPlace(Exception):
+    """The cause of a refusal: the decision that found no place, and the bytes of models by their reference then."""
+
+    def __init__(self, decision: Decision, sizes: Mapping[str, int]) -> None:
+        super().__init__("no place was found")
+        self.decision = decision
+        self.sizes = sizes
 
 
 def refusal(decision: Decision) -> RbeeError:

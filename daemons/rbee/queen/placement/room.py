@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from rbee.queen.hives.client import HiveClient
 from rbee.queen.placement.decision import Decision, memory_of
 from rbee.queen.placement.eviction import Idle, make_room
+from rbee.queen.placement.refusals import NoPlace
 from rbee.queen.placement.replicas import idle_s
 from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Change, Worker
@@ -86,6 +87,12 @@ class Room:
             ended = self._ending.get(change.worker.key)
             if ended is not None:
                 ended.set()
+
+
+def fits_without(worker: Worker, refused: RbeeError) -> bool:
+    """Whether what was refused for want of memory would fit in the memory of that worker."""
+    found = refused.__cause__
+    return isinstance(found, NoPlace) and bool(make_room(found.decision, [held_by(worker, found.sizes)]))
 
 
 def held_by(worker: Worker, sizes: Mapping[str, int]) -> Idle:
