@@ -146,3 +146,20 @@ async def test_an_idle_worker_of_a_declared_model_ends_for_it(configured: Config
         await until(lambda: node.hive.spawned)
         assert node.hive.spawned[0]["worker_id"] == "own"
         asking.cancel()
+
+
+async def test_who_waited_while_room_was_made_for_another_decides_by_what_there_is_then(
+    configured: Configured, worker: WorkerPartner
+) -> None:
+    config = declared()
+    async with configured(**config) as queen, machine() as node:
+        one, two = (msgspec.structs.replace(stopped(name), model_ref="hf:org/second") for name in ("one", "two"))
+        await queen.beat(of(config, "first", IDLE, worker.url), one, two, api_url=node.hive.url)
+        asking = [asyncio.create_task(ask(queen, name)) for name in ("one", "two")]
+        await until(lambda: node.hive.stopped and queen.core.placements._makers == 2)
+        node.free_mb = 14_000
+        await queen.tell(of(config, "first", STOPPED))
+        await until(lambda: len(node.hive.spawned) == 2)
+        assert len(node.hive.stopped) == 1
+        for each in asking:
+            each.cancel()
