@@ -166,7 +166,7 @@ class Core:
         self.admission.use_declared(self.declared)
         self.admission.use_settling(lambda: self.settling)
         self.registry.listen(self._publish, loads=True)
-        self.metrics.watch(self.registry, self.declarations)
+        self.metrics.watch(self.registry, self.declarations, self.declared.kept)
 
     async def start(self) -> None:
         """Open the audit log and the store, and begin to watch for silence."""

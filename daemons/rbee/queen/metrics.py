@@ -1,6 +1,7 @@
 """What the queen counts and times of herself; labels are bounded by known models, routes, states and codes."""
 
 from collections import Counter as Tally
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily
@@ -69,15 +70,16 @@ class QueenMetrics:
             registry=registry,
         )  # fmt: skip
 
-    def watch(self, workers: Registry, declarations: Declarations) -> None:
-        """Count workers, hives and declared models whenever somebody scrapes."""
-        self.registry.register(_Census(workers, declarations))
+    def watch(self, workers: Registry, declarations: Declarations, kept: Callable[[], int]) -> None:
+        """Count workers, hives and declared models whenever somebody scrapes; ``kept``: workers that are kept now."""
+        self.registry.register(_Census(workers, declarations, kept))
 
 
 class _Census(Collector):
-    def __init__(self, workers: Registry, declarations: Declarations) -> None:
+    def __init__(self, workers: Registry, declarations: Declarations, kept: Callable[[], int]) -> None:
         self._workers = workers
         self._declarations = declarations
+        self._kept = kept
 
     def collect(self) -> list[GaugeMetricFamily]:
         """Gauges, made from the registry and the declarations at the time of the scrape."""
@@ -99,4 +101,8 @@ class _Census(Collector):
         words = Tally(one.declared_by for one in self._declarations.all())
         for by in DeclaredBy:
             declared.add_metric([by.value], words[by])
-        return [workers, hives, breakers, declared]
+        kept = GaugeMetricFamily(
+            "queen_rbee_kept_workers", "Workers that declarations keep now, by replicas.min and warm times",
+            value=self._kept(),
+        )  # fmt: skip
+        return [workers, hives, breakers, declared, kept]

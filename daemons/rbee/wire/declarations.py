@@ -7,9 +7,12 @@ import msgspec
 from msgspec import Meta
 
 from rbee.wire.messages import HiveId
+from rbee.wire.warm_times import FORM, PATTERN, parse_window
 from rbee.wire.worker_spec import Backend, Task
 
 ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}\Z")]
+MOST_WINDOWS = 16
+WarmTime = Annotated[str, Meta(max_length=128, description=FORM, extra_json_schema={"pattern": PATTERN})]
 
 
 class Strategy(enum.StrEnum):
@@ -46,7 +49,8 @@ class DeclaredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     workers, pack the one with the least memory that is enough. ``idle_limit_s``: null means 300, or the hive's own
     limit where that is shorter, 0 never; workers up to ``replicas.min`` have none. ``replacement``: where a worker of a
     changed declaration fits only in the memory of a former one, that ends first while another one serves
-    (availability), or even where none does (progress).
+    (availability), or even where none does (progress). ``warm``: windows in which ``replicas.min`` workers, one at
+    least, are kept; outside of them none is.
     """
 
     reference: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -60,6 +64,19 @@ class DeclaredModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     placement: Strategy = Strategy.SPREAD
     replicas: Replicas = Replicas()
     replacement: Replacement = Replacement.AVAILABILITY
+    warm: Annotated[list[WarmTime], Meta(max_length=MOST_WINDOWS)] = []
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, which becomes the error of file or body, for windows that nobody can read or keep."""
+        for number, text in enumerate(self.warm):
+            try:
+                parse_window(text)
+            except ValueError as error:
+                raise ValueError(f"warm[{number}]: {error}") from None
+        if self.warm and self.idle_limit_s == 0:
+            raise ValueError(
+                "warm: with an idle_limit_s of 0 no worker ever ends for idleness: leave warm out, or let it end"
+            )
 
 
 class DeclaredBy(enum.StrEnum):

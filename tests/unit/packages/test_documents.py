@@ -144,7 +144,7 @@ def test_an_example_of_a_worker_is_valid(path: Path) -> None:
 def metrics() -> set[str]:
     """Every name that a scrape of queen, hive or worker can show."""
     queen = QueenMetrics()
-    queen.watch(Registry(SilenceLimits()), Declarations(Store(Path("never.db")), {}))
+    queen.watch(Registry(SilenceLimits()), Declarations(Store(Path("never.db")), {}), lambda: 0)
     hive = CollectorRegistry()
     HiveMetrics(hive)
     ModelMetrics(hive)

@@ -44,7 +44,7 @@ def list_(as_json: bool) -> None:
             str(model.get("owned_by", "")),
             str(model.get("state", "")),
             f"{model.get('ready', 0)} of {model.get('workers', 0)}",
-            str(model.get("note", "")),
+            "; ".join(str(words) for words in (model.get("note"), model.get("warm")) if words),
         )
         for model in answer.get("data", [])
         if isinstance(model, dict)

@@ -81,6 +81,8 @@ def _worker(found: dict[str, Any]) -> list[str]:
         (f"its hive says: {report['reason']}", report["reason"] and report["reason"] != found["doubt"]),
     ]
     lines += [f"  {words}" for words, holds in reasons if holds]
+    if found.get("warm"):
+        lines.append(f"  warm times of its model: {found['warm']}")
     if found.get("placement"):
         lines += _placement(found["placement"])
     return lines + [

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from rbee.queen.placement.placements import REPORT_LIMIT_S, Placements
 from rbee.queen.placement.replicas import idle_s, replicas_of, spawn_request, was_declared, worker_id_of
 from rbee.queen.placement.room import fits_without
 from rbee.queen.placement.scaling import Drain, Further, Limits, Replica, Why
+from rbee.queen.placement.warm import Kept, WarmTimes, kept_at
 from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Change, Worker, tells_of_start
 from rbee.queen.routing.decision import Key
@@ -62,9 +64,11 @@ class DeclaredModels:
     ) -> None:
         """``settled`` is called when a start is no longer under way, with the workers that it was to replace.
 
-        Its last argument is the error where none was started.
+        Its last argument is the error where none was started. ``clock`` is the one on the wall, which warm times go by.
         """
+        self.clock: Callable[[], float] = time.time
         self._models: Mapping[str, DeclaredModel] = {}
+        self._warm: dict[str, WarmTimes] = {}
         self._placements = placements
         self._drains = drains
         self._registry = registry
@@ -87,6 +91,7 @@ class DeclaredModels:
             elif models[model] != self._models.get(model):
                 life.renew()
         self._models, self._ended = models, ended
+        self._warm = {model: WarmTimes(declared) for model, declared in models.items() if declared.warm}
 
     def __contains__(self, model: str) -> bool:
         return model in self._models
@@ -106,13 +111,30 @@ class DeclaredModels:
             return ""
         return life.problem or ("" if life.replacing is None else f"replacing {life.replacing.former}")
 
+    def warm_note(self, model: str) -> str:
+        """What the model's warm times say now, empty where it has none."""
+        warm = self._warm.get(model)
+        return "" if warm is None else warm.note(self._load_s(model), self.clock())
+
+    def kept(self) -> int:
+        """How many workers are kept now, of all models."""
+        return sum(self._kept(model, declared).least for model, declared in self._models.items())
+
+    def _load_s(self, model: str) -> float | None:
+        life = self._lives.get(model)
+        return None if life is None else life.load_s
+
+    def _kept(self, model: str, declared: DeclaredModel) -> Kept:
+        now, warm = self.clock(), self._warm.get(model)
+        return kept_at(declared, None if warm is None else warm.span(now), self._load_s(model), now)
+
     def problems(self) -> list[str]:
         """A sentence for each model that lacks a worker that is to be kept, or whose change is not in force."""
         found = []
         for model, life in self._lives.items():
             if life.stuck:
                 found.append(f"model {model}: its changed declaration is not in force, 'rbee model list' tells why")
-            elif life.problem and self._models[model].replicas.min:
+            elif life.problem and self._kept(model, self._models[model]).least:
                 found.append(f"model {model}: a worker of it is missing, 'rbee model list' tells why")
         return found
 
@@ -175,8 +197,9 @@ class DeclaredModels:
         found = []
         for model, declared in self._models.items():
             workers = list(self._registry.serving(model))
+            least = self._kept(model, declared).least
             for worker, replica in zip(workers, self._replicas(model, declared, time.monotonic()), strict=True):
-                if replica.number is not None and replica.number > declared.replicas.min:
+                if replica.number is not None and replica.number > least:
                     found.append(worker)
         return found
 
@@ -187,7 +210,8 @@ class DeclaredModels:
         """
         for model, declared in self._models.items():
             life = self._lives.setdefault(model, Life())
-            limits, replicas = _limits(declared), self._replicas(model, declared, now)
+            kept = self._kept(model, declared)
+            limits, replicas = _limits(declared, kept.least), self._replicas(model, declared, now, kept.since)
             life.look(limits, replicas, now, waiting(model))
             if model in self._under_way or not self._may_start(model):
                 continue
@@ -220,8 +244,11 @@ class DeclaredModels:
             log(LOGGER, ALERT, "a changed declaration is not in force: its workers are not replaced", model=model,
                 why=why)  # fmt: skip
 
-    def _replicas(self, model: str, declared: DeclaredModel, now: float) -> list[Replica]:
-        return replicas_of(model, declared, self._registry.serving(model), now, self._drains.under_way)
+    def _replicas(
+        self, model: str, declared: DeclaredModel, now: float, kept_since: float = -math.inf
+    ) -> list[Replica]:
+        workers = self._registry.serving(model)
+        return replicas_of(model, declared, workers, now, self._drains.under_way, kept_since)
 
     def _begin(self, model: str, number: int) -> None:
         if model in self._under_way:
@@ -300,6 +327,6 @@ def _need(declared: DeclaredModel) -> Need:
     )  # fmt: skip
 
 
-def _limits(declared: DeclaredModel) -> Limits:
+def _limits(declared: DeclaredModel, least: int) -> Limits:
     idle_s = IDLE_S if declared.idle_limit_s is None else declared.idle_limit_s
-    return Limits(declared.replicas.min, declared.replicas.max, idle_s)
+    return Limits(least, declared.replicas.max, idle_s)

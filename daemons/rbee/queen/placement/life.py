@@ -50,12 +50,14 @@ class Life:
     """The course of one model; times are monotonic seconds, given by the caller.
 
     ``problem`` is a sentence on why the workers are not what the declaration says, empty where they are or will be;
-    ``stuck`` where that is a change of it whose new worker did not come up.
+    ``stuck`` where that is a change of it whose new worker did not come up. ``load_s``: how long the latest start of
+    one of its workers took, None where none was seen.
     """
 
     problem: str = ""
     stuck: bool = False
     replacing: Replacing | None = None
+    load_s: float | None = None
     _crowded: int = 0
     _not_before: float = 0.0
     _replace_not_before: float = 0.0
@@ -66,6 +68,9 @@ class Life:
         """Take note of this second; ``waiting`` requests have no worker now."""
         self._crowded = self._crowded + 1 if waiting else 0
         ready = sum(one.state.ready for one in replicas)
+        timed = [one for one in replicas if one.load_s is not None and (one.number is not None or one.former)]
+        if timed:
+            self.load_s = max(timed, key=lambda one: one.ready_unix).load_s
         if waiting or self._pressed_at is None or pressed(replicas):
             self._pressed_at = now
         if ready <= limits.most:

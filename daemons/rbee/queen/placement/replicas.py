@@ -1,6 +1,7 @@
 """A declared model's workers: what each is called, what a hive is asked for, and which of those there are it is."""
 
 import hashlib
+import math
 import re
 import time
 from collections.abc import Collection
@@ -8,6 +9,7 @@ from collections.abc import Collection
 import msgspec
 
 from rbee.queen.placement.scaling import Replica
+from rbee.queen.placement.warm import most_kept
 from rbee.queen.registry.rows import Worker
 from rbee.queen.routing.decision import Key, startable
 from rbee.wire.declarations import DeclaredModel, Replacement, Replicas
@@ -24,9 +26,9 @@ def worker_id_of(model: str, declared: DeclaredModel, number: int = 1) -> str:
     """The id of one of the model's workers: what a person recognises, a digest of the declaration, and its number.
 
     A changed declaration is another worker, which no definition of the former one stands in the way of; how many
-    there are to be, and how they are replaced, changes none of them.
+    there are to be, and when, and how they are replaced, changes none of them.
     """
-    declared = msgspec.structs.replace(declared, replicas=Replicas(), replacement=Replacement.AVAILABILITY)
+    declared = msgspec.structs.replace(declared, replicas=Replicas(), replacement=Replacement.AVAILABILITY, warm=[])
     digest = hashlib.sha256(model.encode() + b"\0" + msgspec.json.encode(declared)).hexdigest()[:8]
     return f"{_slug(model)}-{digest}" if number == 1 else f"{_slug(model)}-{digest}-{number}"
 
@@ -43,9 +45,10 @@ def _slug(model: str) -> str:
 def spawn_request(model: str, declared: DeclaredModel, number: int) -> SpawnRequest:
     """What a hive is asked for; ephemeral, because the declaration and not the node remembers it.
 
-    One of those that are kept running has no limit of idleness, so that its hive does not stop what is started again.
+    One of those that are kept, if only at times, has no limit of idleness, so that its hive does not stop what is
+    started again: the queen ends it.
     """
-    kept = number <= declared.replicas.min
+    kept = number <= most_kept(declared)
     return SpawnRequest(
         worker_id=worker_id_of(model, declared, number),
         model_ref=declared.reference,
@@ -61,33 +64,52 @@ def spawn_request(model: str, declared: DeclaredModel, number: int) -> SpawnRequ
 
 
 def replicas_of(
-    model: str, declared: DeclaredModel, workers: Collection[Worker], now: float, drains: Collection[Key] = ()
+    model: str,
+    declared: DeclaredModel,
+    workers: Collection[Worker],
+    now: float,
+    drains: Collection[Key] = (),
+    kept_since: float = -math.inf,
 ) -> list[Replica]:
     """The model's workers, in their order, as replicas of its declaration at ``now`` (monotonic seconds).
 
-    Those in ``drains`` are told to stop already, whatever their hive says yet.
+    Those in ``drains`` are told to stop already, whatever their hive says yet. What a person stopped before
+    ``kept_since`` (Unix seconds) was another time's.
     """
     numbers = {worker_id_of(model, declared, number): number for number in range(1, declared.replicas.max + 1)}
-    return [_replica(worker, model, numbers.get(worker.key.worker_id), now, worker.key in drains) for worker in workers]
+    return [
+        _replica(worker, model, numbers.get(worker.key.worker_id), now, worker.key in drains, kept_since)
+        for worker in workers
+    ]
 
 
-def _replica(worker: Worker, model: str, number: int | None, now: float, drains: bool) -> Replica:
+def _replica(worker: Worker, model: str, number: int | None, now: float, drains: bool, kept_since: float) -> Replica:
     state = WorkerState.DRAINING if drains and worker.state.ready else worker.state
-    back = worker.hive.back_at
+    report, back = worker.report, worker.hive.back_at
+    by_person = state is WorkerState.STOPPED and report.reason == _BY_PERSON and report.since_unix >= kept_since
     return Replica(
         number,
         state,
         may_start=startable(worker),
-        by_person=state is WorkerState.STOPPED and worker.report.reason == _BY_PERSON,
-        former=number is None and worker.report.managed and was_declared(model, worker.key.worker_id),
+        by_person=by_person,
+        former=number is None and report.managed and was_declared(model, worker.key.worker_id),
         key=worker.key,
         in_flight=worker.in_flight,
         slots=worker.slots,
         idle_s=idle_s(worker, now),
-        ready_unix=worker.report.ready_unix or 0.0,
+        ready_unix=report.ready_unix or 0.0,
+        load_s=load_s(worker),
         doubtful=back is not None and now - back < DOUBTFUL_S,
-        reason=worker.report.reason,
+        reason=report.reason,
     )
+
+
+def load_s(worker: Worker) -> float | None:
+    """Seconds from the start of the worker's unit until it was ready; None where it is not, or nobody knows."""
+    report = worker.report
+    if not report.state.ready or report.ready_unix is None or report.spawned_unix is None:
+        return None
+    return max(0.0, report.ready_unix - report.spawned_unix)
 
 
 def idle_s(worker: Worker, now: float) -> float:

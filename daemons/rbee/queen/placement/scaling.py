@@ -22,7 +22,8 @@ class Replica:
     """One worker of the model. ``number`` counts from 1, None where it is not of the declaration.
 
     ``may_start``: it has ended, and a start may help. ``by_person``: it was told to stop. ``former``: an earlier
-    declaration of the model started it. ``doubtful``: its node was silent lately. ``reason``: its row's, of its state.
+    declaration of the model started it. ``load_s``: how long its start took, None where it is not ready. ``doubtful``:
+    its node was silent lately. ``reason``: its row's, of its state.
     """
 
     number: int | None
@@ -35,6 +36,7 @@ class Replica:
     slots: int = 1
     idle_s: float = 0.0
     ready_unix: float = 0.0
+    load_s: float | None = None
     doubtful: bool = False
     reason: str = ""
 

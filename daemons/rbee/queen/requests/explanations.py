@@ -67,7 +67,8 @@ class Explanation(msgspec.Struct, frozen=True, tag_field="kind", tag="request"):
 class WorkerExplanation(msgspec.Struct, frozen=True, tag_field="kind", tag="worker"):
     """Why a worker gets requests or none: its report as the queen sees it, and the latest requests that met it.
 
-    ``placement`` is the decision that put it on its node, where this life of the queen made it.
+    ``placement`` is the decision that put it on its node, where this life of the queen made it. ``warm`` is what the
+    warm times of its model say now, empty where it has none.
     """
 
     worker: WorkerReport
@@ -80,3 +81,4 @@ class WorkerExplanation(msgspec.Struct, frozen=True, tag_field="kind", tag="work
     served: int
     requests: list[Explanation]
     placement: Decision | None = None
+    warm: str = ""

@@ -61,7 +61,8 @@ class QueenHealth(msgspec.Struct, frozen=True, omit_defaults=True):
 class Model(msgspec.Struct, frozen=True):
     """One model in OpenAI's list, with what rbee adds: its state, task, and how many workers serve it.
 
-    ``note`` says what keeps a declared model's workers from being what is declared, or what is done about it.
+    ``note`` says what keeps a declared model's workers from being what is declared, or what is done about it; ``warm``
+    what its warm times say now.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Model(msgspec.Struct, frozen=True):
     object: str = "model"
     owned_by: str = "rbee"
     note: str = ""
+    warm: str = ""
 
 
 class ModelList(msgspec.Struct, frozen=True):
@@ -176,7 +178,9 @@ class StatusRoutes:
         for name in core.declared.names() - known.keys():
             known[name] = Model(name, 0, WorkerState.STOPPED.value, core.declared.task(name), 0, 0, name)
         for name in core.declared.names():
-            known[name] = msgspec.structs.replace(known[name], note=core.declared.note(name))
+            known[name] = msgspec.structs.replace(
+                known[name], note=core.declared.note(name), warm=core.declared.warm_note(name)
+            )
         for alias, name in core.aliases.all().items():
             if name in known and alias not in known:
                 known[alias] = msgspec.structs.replace(known[name], id=alias)
@@ -259,7 +263,9 @@ class StatusRoutes:
         return json_response(self._explained(worker))
 
     def _explained(self, worker: Worker) -> WorkerExplanation:
-        return self._core.recent.explain_worker(worker, self._core.placements.told(worker.key))
+        core = self._core
+        explained = core.recent.explain_worker(worker, core.placements.told(worker.key))
+        return msgspec.structs.replace(explained, warm=core.declared.warm_note(worker.report.model or ""))
 
 
 def _model(name: str, workers: list[Worker]) -> Model:
