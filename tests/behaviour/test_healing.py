@@ -2,11 +2,10 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +18,14 @@ from tests.behaviour.support.http import Answer, until
 from tests.behaviour.support.model_source import ModelSource
 from tests.behaviour.support.person import Person
 from tests.behaviour.support.processes import children_of
+from tests.behaviour.support.steady_clients import SteadyClients
 from tests.behaviour.support.two_hives import TwoHives
 
 scenarios("features/healing.feature")
 
 TINY = "hf:org/tiny"
-PAUSE_S = 0.05
 IDLE_LIMIT_S = 1.0
 """Without force on a worker that is kept, until its declaration is gone."""
-
-
-@dataclass
-class Clients:
-    """Two who ask for the model one request after the other until they are stopped."""
-
-    house: TwoHives
-    answers: list[Answer] = field(default_factory=list)
-    _over: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
-
-    def start(self) -> None:
-        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(2)]
-        for thread in self._threads:
-            thread.start()
-        until(lambda: len(self.answers) > 5)
-
-    def _ask(self) -> None:
-        while not self._over.wait(PAUSE_S):
-            self.answers.append(_ask(self.house))
-
-    def stop(self) -> list[Answer]:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(60.0)
-        return self.answers
 
 
 @dataclass
@@ -61,7 +34,7 @@ class Case:
 
     person: Person
     first: dict[str, Any]
-    clients: Clients
+    clients: SteadyClients
 
 
 @pytest.fixture
@@ -82,7 +55,7 @@ def kept(house: TwoHives, source: ModelSource, models: Path, tmp_path: Path) -> 
     house.queen_config["models"] = {"tiny": declared}
     house.start()
     (first,) = until(lambda: _ready(house), 60.0)
-    clients = Clients(house)
+    clients = SteadyClients(lambda: _ask(house))
     yield Case(Person(tmp_path, "--socket", house.run_dir / "queen.sock"), first, clients)
     clients.stop()
 
