@@ -55,6 +55,7 @@ class Stack(QueenList):
         self.hive_config: dict[str, Any] = {}
         self.worker_config: dict[str, Any] = {}
         self.environment: dict[str, str] = {}
+        self.hive_program = ("-m", "rbee.hive.main")
         self.queen: DaemonProcess | None = None
         self.hive: DaemonProcess | None = None
 
@@ -163,7 +164,7 @@ class Stack(QueenList):
     def start_hive(self, *flags: str, env: Mapping[str, str] | None = None, wait: bool = True) -> DaemonProcess:
         self.write_hive_config()
         self.write_worker_defaults()
-        argv = [sys.executable, "-m", "rbee.hive.main", "--config", str(self.config_dir / "hive.yaml"), *flags]
+        argv = [sys.executable, *self.hive_program, "--config", str(self.config_dir / "hive.yaml"), *flags]
         self.hive = DaemonProcess(argv, {**self.environment, **(env or {})})
         if wait:
             self.hive.wait_ready()
