@@ -2,11 +2,8 @@
 
 A request is woken within the call that takes a worker's callback, or that gives a slot back: no poll, no other thread
 and no database lie between. Waiting is bounded in number (429 above, the greediest client's latest request first) and
-in time; a request that would wait for longer than it may is refused at once, so that what is accepted is served.
-
-Time limits: a request with a deadline waits until then (408). Without one it waits ``admission_s`` for a slot of a
-ready worker (503 ALL_SLOTS_BUSY), ``silent_s`` while all its model's workers are out of reach (503), and as long as
-its model starts or loads up to ``cold_s`` in all (503 MODEL_LOADING).
+in time (:mod:`rbee.queen.admission.patience`); a request that would wait for longer than it may is refused at once, so
+that what is accepted is served.
 """
 
 import asyncio
@@ -16,18 +13,17 @@ from collections.abc import Callable, Collection
 
 from rbee.queen.admission import refusals
 from rbee.queen.admission.clients import Clients
-from rbee.queen.admission.declared import Declared, NoneDeclared
+from rbee.queen.admission.declared import Declared
 from rbee.queen.admission.fair import Priority, Ticket
-from rbee.queen.admission.loads import LoadTimes
+from rbee.queen.admission.outlook import PLACING, Outlook
+from rbee.queen.admission.patience import Patience
 from rbee.queen.admission.policy import Policy
-from rbee.queen.admission.rates import ServiceTimes
 from rbee.queen.admission.waiting import Lease, ModelQueue, Waiter, Want
 from rbee.queen.admission.work import estimate
-from rbee.queen.hives.fallback import may_yet_be_ready
 from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Change, Worker
 from rbee.queen.routing.affinity import Affinity
-from rbee.queen.routing.decision import Fail, Key, Start, Wait, Waiting, failure, next_step, routable
+from rbee.queen.routing.decision import Fail, Key, Start, failure, routable
 from rbee.queen.routing.metrics import PlacingMetrics, Shed
 from rbee.queen.routing.placing import Placer
 from rbee.wire.errors import ModelLoading, RbeeError, TooManyRequests
@@ -38,11 +34,6 @@ LOGGER = logging.getLogger(__name__)
 StartWorker = Callable[[Key], None]
 
 
-_PLACING = Wait(Waiting.PLACING, None)
-_SURE = 0.8
-"""An expected wait is an average: what is accepted has a fifth of its time to spare."""
-
-
 class Admission:
     """The waiting requests of all models, and the slots that those in flight hold."""
 
@@ -51,16 +42,14 @@ class Admission:
     ) -> None:
         self.clients = clients
         self.placer = Placer(registry, policy, affinity, metrics)
-        self.loads = LoadTimes()
-        self.times = ServiceTimes()
         self.in_flight = 0
         self._registry = registry
         self._metrics = metrics
         self._queues: dict[str, ModelQueue] = {}
         self._start: StartWorker = lambda key: None
-        self._starting: Callable[[], frozenset[Key]] = frozenset
-        self._settling: Callable[[], bool] = lambda: False
-        self._declared: Declared = NoneDeclared()
+        self._outlook = Outlook(registry)
+        self._patience = Patience(registry, self.placer, self._outlook, metrics)
+        self.times = self._patience.times
         registry.weigh(policy.weight)
         registry.listen(self._on_change)
 
@@ -71,15 +60,15 @@ class Admission:
 
     def use_starter(self, start: StartWorker, starting: Callable[[], frozenset[Key]]) -> None:
         """How a worker is started, and which starts are under way."""
-        self._start, self._starting = start, starting
+        self._start, self._outlook.starting = start, starting
 
     def use_declared(self, declared: Declared) -> None:
         """Which models have a worker placed for them when they are asked for."""
-        self._declared = declared
+        self._outlook.declared = declared
 
     def use_settling(self, settling: Callable[[], bool]) -> None:
         """Whether hives known from before have not reported yet: an unknown model may still turn up."""
-        self._settling = settling
+        self._outlook.settling = settling
 
     def waiting_models(self) -> list[str]:
         """Models that requests wait for now."""
@@ -97,7 +86,7 @@ class Admission:
 
     def known(self, model: str) -> bool:
         """Whether some worker serves, or could serve, the model, or one can be placed for it."""
-        return bool(self._registry.serving(model)) or model in self._declared
+        return self._outlook.known(model)
 
     def at_once(self, model: str) -> bool:
         """Whether a request for the model would get a worker without waiting."""
@@ -132,7 +121,7 @@ class Admission:
         came up), and what a hive refused a start with.
         """
         began = time.monotonic()
-        if not self.known(want.model) and not self._settling():
+        if not self.known(want.model) and not self._outlook.settling():
             raise refusals.unknown(want.model)
         self._enter_client(want, began)
         lease: Lease | None = None
@@ -181,7 +170,8 @@ class Admission:
     def _make_room(self, want: Want, queue: ModelQueue) -> None:
         """Raise TooManyRequests unless the request may wait, at the cost of a greedier client's latest if need be."""
         model, waiters, policy = want.model, queue.waiters, self.placer.policy
-        wait_s = None if self._registry.pool(model).any_free() and not len(waiters) else self._expected_s(want, queue)
+        at_once = self._registry.pool(model).any_free() and not len(waiters)
+        wait_s = None if at_once else self._patience.expected_s(want, queue)
         if len(waiters) >= policy.waits(model).most_waiting or self.waiting >= policy.most_waiting:
             victim = waiters.victim(want.client, want.priority)
             error = refusals.too_many(model, len(waiters), wait_s)
@@ -190,18 +180,9 @@ class Admission:
                 raise error
             waiters.discard(victim)
             victim.item.refuse(error)
-        elif wait_s is not None and wait_s > _SURE * self._may_wait_s(want):
+        elif wait_s is not None and not self._patience.suffices(want, wait_s):
             self._metrics.shed(Shed.EXPECTED_WAIT)
             raise refusals.too_many(model, len(waiters), wait_s)
-
-    def _expected_s(self, want: Want, queue: ModelQueue) -> float | None:
-        ahead = queue.waiters.ahead(want.client, want.priority)
-        return self.times.wait_s(want.model, ahead, self._registry.pool(want.model).slots)
-
-    def _may_wait_s(self, want: Want) -> float:
-        if want.deadline is not None:
-            return want.deadline.remaining(time.time())
-        return self.placer.policy.waits(want.model).admission_s
 
     def _leave(self, ticket: Ticket[Waiter]) -> None:
         model = ticket.item.want.model
@@ -218,57 +199,16 @@ class Admission:
 
     async def _granted(self, waiter: Waiter) -> Lease:
         while True:
-            done, _ = await asyncio.wait((waiter.granted,), timeout=self._patience(waiter))
+            done, _ = await asyncio.wait((waiter.granted,), timeout=self._patience.lasts_s(waiter))
             if done:
                 return waiter.granted.result()
-            error = self._out_of_patience(waiter)
+            error = self._patience.ended(waiter, self._queues.get(waiter.want.model))
             if error is not None:
                 raise error
 
-    def _patience(self, waiter: Waiter) -> float:
-        """Seconds until the wait is looked at again."""
-        want = waiter.want
-        if want.deadline is not None:
-            return want.deadline.remaining(time.time())
-        limits = self.placer.policy.waits(want.model)
-        cold_left = waiter.began + limits.cold_s - time.monotonic()
-        return max(0.0, min(limits.admission_s, limits.silent_s, cold_left))
-
-    def _out_of_patience(self, waiter: Waiter) -> RbeeError | None:
-        """The error of a request that waited long enough, or None where it may go on."""
-        want, now = waiter.want, time.monotonic()
-        workers, limits = self._registry.serving(want.model), self.placer.policy.waits(want.model)
-        if want.deadline is not None:
-            if want.deadline.remaining(time.time()) > 0.0:
-                return None
-            self._metrics.shed(Shed.DEADLINE)
-            return want.deadline.passed_error()
-        if not self.known(want.model):
-            return None if self._settling() else refusals.unknown(want.model)
-        waited, step = now - waiter.began, self._step(want.model)
-        hopeful = waited < limits.silent_s or any(self._may_help(want.model, worker, now) for worker in workers)
-        if isinstance(step, Wait) and step.why is Waiting.SILENT and not hopeful:
-            worker = None if step.key is None else self._registry.worker(step.key)
-            self._metrics.shed(Shed.OUT_OF_REACH)
-            return None if worker is None else refusals.out_of_reach(worker, now)
-        if isinstance(step, Start) or (isinstance(step, Wait) and step.why.cold):
-            return None if waited < limits.cold_s else self.loading_error(want.model)
-        if waited < limits.admission_s:
-            return None
-        self._metrics.shed(Shed.ALL_BUSY)
-        queue = self._queues.get(want.model)
-        return refusals.busy(want.model, workers, None if queue is None else self._expected_s(want, queue))
-
-    def _may_help(self, model: str, worker: Worker, now: float) -> bool:
-        """Whether a worker that cannot be reached may soon be ready, or be replaced on another node."""
-        return may_yet_be_ready(worker, now) or self._declared.may_take_over(model, worker, now)
-
     def loading_error(self, model: str) -> ModelLoading:
         """The honest answer to one who does not wait for a cold model: its state, node, progress, and when to come."""
-        step = self._step(model)
-        key = step.key if isinstance(step, Wait | Start) else None
-        worker = None if key is None else self._registry.worker(key)
-        return refusals.loading(model, step, worker, self.loads, time.monotonic())
+        return self._outlook.loading_error(model, self._queues.get(model))
 
     def settled(self) -> None:
         """Hives that were known from before have reported, or had their time: unknown models are unknown now."""
@@ -278,7 +218,7 @@ class Admission:
     # what changes
 
     def _on_change(self, change: Change) -> None:
-        self.loads.watch(change)
+        self._outlook.loads.watch(change)
         if not self._queues:
             return
         names = change.worker.names()
@@ -312,7 +252,7 @@ class Admission:
         queue = self._queues.get(model)
         if queue is None:
             return
-        if error is not None and self._step(model) == _PLACING:
+        if error is not None and self._outlook.step(model, queue) == PLACING:
             for waiter in queue.waiters:
                 waiter.refuse(error)
             return
@@ -353,37 +293,21 @@ class Admission:
             self._see_to_start(model, queue)
 
     def _see_to_start(self, model: str, queue: ModelQueue) -> None:
-        step = self._step(model)
+        step = self._outlook.step(model, queue)
         if isinstance(step, Start):
             queue.tried.add(step.key)
             self._start(step.key)
-            step = self._step(model)
+            step = self._outlook.step(model, queue)
         if isinstance(step, Fail):
             self._fail(model, queue, step)
             return
-        if step == _PLACING and not self._settling():
-            self._declared.begin(model)
+        if step == PLACING and not self._outlook.settling():
+            self._outlook.declared.begin(model)
         if isinstance(step, Start) or step.why.cold:
-            self._refuse_impatient(model, queue)
-
-    def _step(self, model: str) -> Wait | Start | Fail:
-        queue = self._queues.get(model)
-        tried = queue.tried if queue is not None else set()
-        step = next_step(self._registry.serving(model), tried, self._starting())
-        if isinstance(step, Fail) and step.report is None and self.known(model):
-            return _PLACING
-        silent = isinstance(step, Wait) and step.why is Waiting.SILENT
-        if silent and any(self._declared.takes_over(model, worker) for worker in self._registry.serving(model)):
-            return _PLACING
-        return step
-
-    def _refuse_impatient(self, model: str, queue: ModelQueue) -> None:
-        for waiter in queue.waiters:
-            if not waiter.want.patient:
-                waiter.refuse(self.loading_error(model))
+            self._patience.refuse_impatient(model, queue)
 
     def _fail(self, model: str, queue: ModelQueue, step: Fail) -> None:
-        if step.report is None and self._settling():
+        if step.report is None and self._outlook.settling():
             return
         for waiter in queue.waiters:
             waiter.refuse(_failed(model, queue, step))
