@@ -108,6 +108,7 @@ class Store:
 
     async def put_declaration(self, model: str, document: bytes, idle_limit_s: float | None = None) -> None:
         """Keep a declared model's document for good, and that it was declared; raises StorageUnavailable."""
+        self._owed_forgotten.discard(model)
         await self._call(self._database.put_declaration, model, document, idle_limit_s)
 
     async def remove_declaration(self, model: str) -> None:

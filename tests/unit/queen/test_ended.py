@@ -152,6 +152,17 @@ async def test_notes_of_what_was_declared_wait_for_the_disk(tmp_path: Path) -> N
     database.close()
 
 
+async def test_what_is_declared_anew_is_not_forgotten_by_a_note_that_waits(tmp_path: Path) -> None:
+    store = Store(tmp_path / "queen.db")
+    await store.open()
+    store.forget_declared(["a"])
+    await store.put_declaration("a", b"1")
+    await store.close()
+    database = Database(tmp_path / "queen.db")
+    assert database.once_declared() == {"a": None}
+    database.close()
+
+
 def test_what_an_earlier_version_stored_counts_as_declared(tmp_path: Path) -> None:
     path = tmp_path / "queen.db"
     with sqlite3.connect(path) as raw:
