@@ -169,7 +169,7 @@ class Store:
             await self._call(self._database.note_hives, [row for row in owed.values() if row is not None])
             for hive_id in [hive_id for hive_id, row in owed.items() if row is None]:
                 await self._call(self._database.forget_hive, hive_id)
-        except StorageUnavailable:
+        except (StorageUnavailable, asyncio.CancelledError):
             self._owed = owed | self._owed
             raise
 
@@ -180,7 +180,7 @@ class Store:
             return
         try:
             await self._call(self._database.note_declared, declared, forgotten)
-        except StorageUnavailable:
+        except (StorageUnavailable, asyncio.CancelledError):
             later, gone = self._owed_declared, self._owed_forgotten
             self._owed_declared = {model: limit for model, limit in declared.items() if model not in gone} | later
             self._owed_forgotten = (forgotten - later.keys()) | gone

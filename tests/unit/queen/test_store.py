@@ -1,6 +1,8 @@
 """What lasts: over a restart, a damaged file, and a disk that is not there for a while."""
 
+import asyncio
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,27 @@ async def test_what_is_noted_while_the_disk_is_away_is_written_once_it_is_back(t
     await store.close()
     database = Database(folder / "queen.db")
     assert database.hives() == [ROW]
+    database.close()
+
+
+async def test_a_note_that_is_being_written_when_the_store_closes_is_written(tmp_path: Path) -> None:
+    store = Store(tmp_path / "queen.db")
+    await store.open()
+    go_on = threading.Event()
+    store._thread.submit(go_on.wait, 60.0)
+    store.note_hive(ROW)
+    store.note_declared({"a": 1.0})
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not store._owed  # the writer has taken it, and waits for the thread
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    database = Database(tmp_path / "queen.db")
+    assert database.hives() == [ROW]
+    assert database.once_declared() == {"a": 1.0}
     database.close()
 
 
