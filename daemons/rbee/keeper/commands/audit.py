@@ -1,5 +1,6 @@
 """`rbee audit`: read the audit logs of this machine's queen and hive, and check their chains of hashes."""
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 
 from rbee.host.audit.chain import Flaw, Verdict, verify
 from rbee.keeper.audit import Wanted, entries, logs, unreadable
+from rbee.keeper.audit_follow import Reader, Wakings
 from rbee.keeper.render import show_json
 from rbee.keeper.session import json_option
 from rbee.keeper.text import printable
@@ -93,17 +95,28 @@ def show(
 
 
 @command.command("tail")
-@click.option("--lines", "-n", type=click.IntRange(1, 100_000), default=20, show_default=True)
+@click.option("--lines", "-n", type=click.IntRange(0, 100_000), default=20, show_default=True)
+@click.option("--follow", "-f", is_flag=True, help="Go on with new entries as they are written, until Ctrl+C.")
 @_filters
 def tail(
-    lines: int, event: str | None, actor: str | None, about: str | None, since: str | None, folders: tuple[Path, ...],
-    as_json: bool,
+    lines: int, follow: bool, event: str | None, actor: str | None, about: str | None, since: str | None,
+    folders: tuple[Path, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Print the latest entries that fit, of queen and hive in the order of their time."""
     wanted = Wanted(event, actor, about, since)
-    latest = [entry for log in logs(folders) for entry in deque(entries(log, wanted), maxlen=lines)]
-    latest.sort(key=lambda entry: str(entry.get("timestamp")))
-    for entry in latest[-lines:]:
+    places = [log[-1].parent for log in logs(folders)]
+    with contextlib.ExitStack() as readers:
+        found = [readers.enter_context(contextlib.closing(Reader(place))) for place in places]
+        latest = [entry for reader in found for entry in deque(reader.entries(wanted), maxlen=lines)]
+        _show_in_order(latest, as_json, lines)
+        if follow:
+            for _ in readers.enter_context(Wakings(places)):
+                _show_in_order([entry for reader in found for entry in reader.entries(wanted)], as_json)
+
+
+def _show_in_order(entries_found: list[dict[str, Any]], as_json: bool, most: int | None = None) -> None:
+    entries_found.sort(key=lambda entry: str(entry.get("timestamp")))
+    for entry in entries_found if most is None else entries_found[max(0, len(entries_found) - most) :]:
         _show(entry, as_json)
 
 
