@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from rbee.host.audit.entries import AuditLevel
-from rbee.host.audit.setting import AuditSetting, audit_level
+from rbee.host.audit.setting import Audited
 from rbee.host.paths import Paths
 from rbee.wire import names
 from rbee.wire.errors import ConfigError
@@ -95,7 +94,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retry_most_s: Annotated[float, Meta(gt=0, le=600)] = 30.0
 
 
-class HiveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class HiveConfig(Audited, frozen=True, forbid_unknown_fields=True):
     """The content of hive.yaml; durations in seconds.
 
     ``idle_limit_s`` is the default of workers that name none; 0 = never stop for idleness. ``api_url`` is where the
@@ -113,7 +112,7 @@ class HiveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_limit_s: Annotated[float, Meta(ge=0)] = 300.0
     api_url: Annotated[str, Meta(max_length=300)] | None = None
     model_roots: list[PathText] | None = None
-    labels: list[Label] = []
+    labels: list[Label] = msgspec.field(default_factory=list)
     config_dir: PathText = "/etc/rbee"
     state_dir: PathText = "/var/lib/rbee"
     run_dir: PathText = "/run/rbee"
@@ -121,18 +120,8 @@ class HiveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: ModelSettings = ModelSettings()
     tls: TlsFiles = TlsFiles()
     tokens: Tokens = Tokens()
-    admin_users: list[Annotated[str, Meta(min_length=1, max_length=64)]] = []
+    admin_users: list[Annotated[str, Meta(min_length=1, max_length=64)]] = msgspec.field(default_factory=list)
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
-    audit: AuditSetting = "changes"
-
-    def __post_init__(self) -> None:
-        """Raise ValueError, which becomes the file's error, for an ``audit`` that is no level."""
-        audit_level(self.audit)
-
-    @property
-    def audit_level(self) -> AuditLevel:
-        """How much is written to the audit log."""
-        return audit_level(self.audit)
 
     @property
     def paths(self) -> Paths:

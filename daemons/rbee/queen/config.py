@@ -6,8 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from rbee.host.audit.entries import AuditLevel
-from rbee.host.audit.setting import AuditSetting, audit_level
+from rbee.host.audit.setting import Audited
 from rbee.wire import names
 from rbee.wire.declarations import DeclaredModel, ModelName
 from rbee.wire.errors import ConfigError, InvalidModelReference
@@ -138,7 +137,7 @@ class PlacementSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     evict_idle_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
 
 
-class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class QueenConfig(Audited, frozen=True, forbid_unknown_fields=True):
     """The content of queen.yaml.
 
     ``aliases`` maps a name that clients use to a model's name, ``clients`` the name of a client's token to its limits
@@ -154,23 +153,13 @@ class QueenConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat: HeartbeatLimits = HeartbeatLimits()
     requests: RequestLimits = RequestLimits()
     routing: Routing = Routing()
-    aliases: dict[str, str] = {}
-    clients: dict[str, ClientLimits] = {}
-    models: dict[ModelName, DeclaredModel] = {}
+    aliases: dict[str, str] = msgspec.field(default_factory=dict)
+    clients: dict[str, ClientLimits] = msgspec.field(default_factory=dict)
+    models: dict[ModelName, DeclaredModel] = msgspec.field(default_factory=dict)
     placement: PlacementSettings = PlacementSettings()
     tokens: Tokens = Tokens()
-    admin_users: list[Annotated[str, Meta(min_length=1, max_length=64)]] = []
+    admin_users: list[Annotated[str, Meta(min_length=1, max_length=64)]] = msgspec.field(default_factory=list)
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
-    audit: AuditSetting = "changes"
-
-    def __post_init__(self) -> None:
-        """Raise ValueError, which becomes the file's error, for an ``audit`` that is no level."""
-        audit_level(self.audit)
-
-    @property
-    def audit_level(self) -> AuditLevel:
-        """How much is written to the audit log."""
-        return audit_level(self.audit)
 
 
 def check_public_url(value: str) -> str:
