@@ -65,6 +65,31 @@ async def restart(daemon: Daemon, worker_id: str, hive_id: str | None, *, wait: 
         return await _spawn(daemon, SpawnRequest(worker_id=worker_id, hive_id=worker.hive_id), wait=wait)
 
 
+async def begin_anew(daemon: Daemon, worker_id: str, hive_id: str, order: Callable[[], Awaitable[None]]) -> bool:
+    """Stay until another life of a worker, which ``order`` begins, takes requests; its progress is shown.
+
+    False, and nothing is ordered, for one that has ended. Raises WorkerFailed or LoadingTimeout where the other life
+    fails, and what ``order`` raises.
+    """
+    async with daemon:
+        worker = await one_worker(daemon, worker_id, hive_id)
+        if worker.state in _ENDED:
+            return False
+        before = worker.invocation_id
+        began = asyncio.get_running_loop().time()
+
+        def settled(worker: WorkerReport | None) -> bool:
+            if worker is None or worker.invocation_id == before:
+                return False
+            if worker.state is WorkerState.FAILED:
+                raise _failure(worker, asyncio.get_running_loop().time() - began)
+            return worker.state.ready
+
+        with Screen() as screen:
+            await _until(daemon, worker_id, hive_id, order, settled, screen)
+    return True
+
+
 async def _spawn(daemon: Daemon, request: SpawnRequest, *, wait: bool) -> dict[str, str]:
     before = _life(await _find(daemon, request.worker_id, request.hive_id))
 

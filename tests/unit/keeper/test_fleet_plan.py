@@ -15,6 +15,7 @@ from rbee.keeper.fleet.show import line_of
 from rbee.keeper.nodes import layout
 from rbee.keeper.nodes.host_keys import fingerprint
 from rbee.wire.declarations import Declaration, DeclaredBy, DeclaredModel, Replicas
+from rbee.wire.messages import WorkerReport, WorkerState
 from rbee.wire.model_messages import ModelRow
 from rbee.wire.model_reference import Provider, parse
 from rbee.wire.nodes import Node, NodeDetails, NodeStatus, NodeTls
@@ -107,6 +108,57 @@ def test_what_the_registry_has_otherwise_is_updated(
 def test_a_node_that_lacks_something_is_set_up(there: Node, probe: Probe, field: str) -> None:
     (step,) = plan(FleetFile(nodes={"bee-1": wanted()}), Actual({"bee-1": there}, {"bee-1": probe}))
     assert (step.action, step.differences[0].field) == (Action.INSTALL, field)
+
+
+def worker(worker_id: str, version: str, hive: str = "bee-1") -> WorkerReport:
+    return WorkerReport(worker_id, hive, "b", 1, WorkerState.IDLE, version=version)
+
+
+NEWER = dict.fromkeys(PACKAGES, "1.1+deb13")
+
+
+def test_a_newer_source_upgrades_the_node_and_then_restarts_its_workers() -> None:
+    probe = dataclasses.replace(PROBE, offered=NEWER)
+    workers = [worker("b", "1.0"), worker("a", "1.0"), worker("elsewhere", "1.0", hive="bee-2"), worker("new", "1.1")]
+    steps = plan(
+        FleetFile(nodes={"bee-1": wanted()}), dataclasses.replace(THERE, probes={"bee-1": probe}, workers=workers)
+    )
+    assert told(steps) == [("set up", "bee-1"), ("restart", "a"), ("restart", "b")]
+    assert steps[0].differences == [Difference(name, "1.0", "1.1+deb13") for name in PACKAGES]
+    assert line_of(steps[1]) == "~ restart a on bee-1: version 1.0 -> 1.1"
+
+
+@pytest.mark.parametrize(
+    ("offered", "behind"), [({}, False), (VERSIONS, False), (NEWER, True), ({"rbee-hive": "1.1"}, True)]
+)
+def test_a_node_is_behind_where_its_source_has_other_packages(offered: dict[str, str], behind: bool) -> None:
+    assert Probe(VERSIONS, offered).behind == behind
+
+
+def test_workers_that_an_upgrade_left_running_are_restarted_by_a_later_run() -> None:
+    actual = dataclasses.replace(THERE, probes={"bee-1": Probe(NEWER)}, workers=[worker("a", "1.0")])
+    assert told(plan(FleetFile(nodes={"bee-1": wanted()}), actual)) == [("restart", "a")]
+    restarted = dataclasses.replace(actual, workers=[worker("a", "1.1")])
+    assert plan(FleetFile(nodes={"bee-1": wanted()}), restarted) == []
+
+
+@pytest.mark.parametrize(
+    "other", [{"managed": False}, {"state": WorkerState.LOADING}, {"state": WorkerState.STOPPED}, {"version": ""}]
+)
+def test_a_worker_that_takes_no_requests_or_is_not_systemd_s_is_not_restarted(other: dict[str, object]) -> None:
+    actual = dataclasses.replace(
+        THERE, probes={"bee-1": Probe(NEWER)}, workers=[msgspec.structs.replace(worker("a", "1.0"), **other)]
+    )
+    assert plan(FleetFile(nodes={"bee-1": wanted()}), actual) == []
+
+
+def test_an_older_source_is_an_obstacle() -> None:
+    probe = Probe(NEWER, VERSIONS, PROBE.hive_yaml, PACKAGES)
+    actual = dataclasses.replace(THERE, probes={"bee-1": probe}, workers=[worker("a", "1.1"), worker("b", "1.0")])
+    (step,) = plan(FleetFile(nodes={"bee-1": wanted()}), actual)
+    assert step.action is Action.INSTALL
+    assert "it has rbee-common 1.0 (1.1+deb13 is installed), rbee-hive" in step.obstacle
+    assert "rbee node install bee-1 --packages" in step.obstacle
 
 
 def test_a_node_that_could_not_be_looked_at_is_told_of_and_stops_no_other() -> None:

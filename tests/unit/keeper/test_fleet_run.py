@@ -67,6 +67,36 @@ def test_a_failure_leaves_the_rest_of_its_node_and_removals_and_nothing_else() -
     assert results[1].told == "no disk (COMMAND_FAILED)"
 
 
+RESTARTS = [
+    Step(Action.INSTALL, "a", "a"),
+    Step(Action.INSTALL, "b", "b"),
+    *(Step(Action.RESTART, worker, node) for node, worker in (("a", "1"), ("a", "2"), ("b", "3"))),
+    Step(Action.DECLARE, "m"),
+]
+
+
+def test_workers_are_restarted_one_after_the_other_once_all_nodes_are_set_up() -> None:
+    done: list[tuple[Action, str]] = []
+    results = taken(RESTARTS, lambda step: done.append((step.action, step.subject)) or "")
+    assert [one.step for one in results] == RESTARTS
+    assert {one.outcome for one in results} == {Outcome.DONE}
+    assert done[2:] == [(Action.RESTART, "1"), (Action.RESTART, "2"), (Action.RESTART, "3"), (Action.DECLARE, "m")]
+
+
+@pytest.mark.parametrize(("fails", "left"), [((Action.INSTALL, "a"), ["1", "2"]), ((Action.RESTART, "1"), ["2", "3"])])
+def test_no_worker_is_restarted_on_a_node_that_is_not_set_up_or_after_one_that_did_not_come_up(
+    fails: tuple[Action, str], left: list[str]
+) -> None:
+    def way(step: Step) -> str:
+        if (step.action, step.subject) == fails:
+            raise CommandFailed("no")
+        return ""
+
+    results = taken(RESTARTS, way)
+    assert [one.step.subject for one in results if one.outcome is Outcome.LEFT] == left
+    assert results[-1].outcome is Outcome.DONE
+
+
 def test_a_step_with_an_obstacle_fails_with_it_and_is_not_tried() -> None:
     def never(step: Step) -> str:
         raise AssertionError(step)

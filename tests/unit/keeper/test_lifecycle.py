@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from tests.unit.keeper.command import Person
 from tests.unit.keeper.peer import STREAM_HEAD, Asked, Peer, Send, answer, error, event
+
+from rbee.keeper import lifecycle, session
+from rbee.keeper.settings import Flags
+from rbee.wire.errors import WorkerFailed
 
 Row = dict[str, Any]
 LOADING = {"state": "loading", "progress": {"stage": "layers", "done": 28, "total": 32, "unit": "layers"}}
@@ -28,15 +33,22 @@ class Queen:
         self._asked = threading.Event()
         self.ended = threading.Event()
 
+    @property
+    def now(self) -> Row | None:
+        return self._rows[self._at]
+
+    def act(self) -> None:
+        """Begin with the lives."""
+        self._asked.set()
+
     def __call__(self, asked: Asked, send: Send) -> None:
         if asked.path == "/v2/workers/list":
-            now = self._rows[self._at]
-            send(answer({"workers": [now] if now else []}))
+            send(answer({"workers": [self.now] if self.now else []}))
         elif asked.path == "/v2/events":
             self._tell(send)
         elif asked.path in ("/v2/workers/spawn", "/v2/workers/shutdown"):
             send(answer({"success": True, "message": "ok"}))
-            self._asked.set()
+            self.act()
         else:
             send(error("NOT_FOUND", "no such route", 404))
 
@@ -105,6 +117,39 @@ def test_stop_waits_until_the_worker_has_ended(person: Person, folder: Path) -> 
     code, out, _, acts = rbee(person, folder, queen, "stop", "w1")
     assert (code, out) == (0, "worker w1: stopped\n")
     assert acts == ['/v2/workers/shutdown {"worker_id":"w1","hive_id":"h"}']
+
+
+def begin_anew(folder: Path, queen: Queen) -> bool:
+    async def order() -> None:
+        queen.act()
+
+    context = click.Context(click.Command("rbee"), obj=Flags(queen_socket=folder / "q.sock"))
+    with Peer(queen, folder / "q.sock"), context:
+        try:
+            return session.run(lifecycle.begin_anew(session.queen(), "w1", "h", order))
+        finally:
+            queen.ended.set()
+
+
+def test_a_worker_that_begins_anew_is_awaited_until_its_other_life_takes_requests(folder: Path) -> None:
+    old = row(invocation_id="first")
+    # busy and idle again is no other life
+    steps = [row(invocation_id="first", state="busy"), old, row(invocation_id="first", state="draining")]
+    queen = Queen(old, [*steps, row(**LOADING), row()])
+    assert begin_anew(folder, queen)
+    assert queen.now == row()
+
+
+def test_a_worker_that_has_ended_does_not_begin_anew(folder: Path) -> None:
+    queen = Queen(row(state="stopped"), [row(**LOADING)])
+    assert not begin_anew(folder, queen)
+    assert queen.now == row(state="stopped")
+
+
+def test_the_failure_of_the_other_life_is_told(folder: Path) -> None:
+    queen = Queen(row(invocation_id="first"), [row(**LOADING), row(state="failed", reason="exit-code")])
+    with pytest.raises(WorkerFailed, match="exit-code"):
+        begin_anew(folder, queen)
 
 
 def test_an_unknown_worker_is_named(person: Person, folder: Path) -> None:

@@ -11,6 +11,7 @@ import yaml
 from rbee.keeper.failure import CommandFailed
 from rbee.keeper.nodes import host_keys, layout
 from rbee.keeper.nodes.failures import HostKeyRefused
+from rbee.keeper.nodes.offered import versions_of
 from rbee.keeper.nodes.source import AptLine, DebFolder, debs_in, parse
 from rbee.keeper.nodes.steps import Steps
 
@@ -156,3 +157,14 @@ def test_a_step_is_shown_with_its_time_and_what_it_changed(capsys: pytest.Captur
     assert "start: as it was, 0.0 s" in said
     assert steps.changed
     assert [step.seconds for step in steps.done] == [1.5, 0.0]
+
+
+def test_the_highest_version_of_each_package_is_what_apt_offers() -> None:
+    madison = (
+        "  rbee-hive | 0.10.0+deb13 | https://debs.example trixie/main amd64 Packages\n"
+        "  rbee-hive | 0.9.0+deb13 | https://debs.example trixie/main amd64 Packages\n"
+        "rbee-common | 0.10.0+deb13 | https://debs.example trixie/main amd64 Packages\n"
+        "N: something that apt remarks\n\n"
+    )
+    assert versions_of(madison) == {"rbee-hive": "0.10.0+deb13", "rbee-common": "0.10.0+deb13"}
+    assert versions_of("") == {}

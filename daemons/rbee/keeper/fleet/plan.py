@@ -12,8 +12,11 @@ from rbee.keeper.fleet.file import FleetFile, FleetModel, FleetNode
 from rbee.keeper.nodes import layout
 from rbee.keeper.nodes.host_keys import fingerprint
 from rbee.wire.declarations import Declaration, DeclaredBy, DeclaredModel
+from rbee.wire.messages import WorkerReport
 from rbee.wire.model_messages import ModelRow
 from rbee.wire.nodes import Node, NodeDetails, NodeStatus
+
+WORKER_PACKAGE = "rbee-worker"
 
 
 class Action(enum.StrEnum):
@@ -26,6 +29,7 @@ class Action(enum.StrEnum):
     PULL = "fetch"
     PIN = "pin"
     UNPIN = "unpin"
+    RESTART = "restart"
     DECLARE = "declare"
     UNDECLARE = "take back"
     REMOVE_MODEL = "remove model"
@@ -59,12 +63,18 @@ class Step(msgspec.Struct, frozen=True):
 class Probe:
     """What SSH found on a node: versions of packages ('' where absent), those that their source has, its hive.yaml.
 
-    ``offered`` is empty where only the node's apt knows.
+    ``offered`` is empty where nothing says what the source is; ``older`` names packages of which it has an older one.
     """
 
     installed: Mapping[str, str]
     offered: Mapping[str, str] = field(default_factory=dict)
     hive_yaml: str | None = None
+    older: Sequence[str] = ()
+
+    @property
+    def behind(self) -> bool:
+        """Whether the source has other packages than are installed."""
+        return any(self.offered.get(package, there) != there for package, there in self.installed.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +86,14 @@ class Actual:
     unseen: Mapping[str, str] = field(default_factory=dict)
     catalogues: Mapping[str, Sequence[ModelRow]] = field(default_factory=dict)
     declarations: Sequence[Declaration] = ()
+    workers: Sequence[WorkerReport] = ()
 
 
 def plan(fleet: FleetFile, actual: Actual, *, prune: bool = False) -> list[Step]:
-    """Every step, in an order that is right: nodes, what is on them, declarations; with ``prune``, removals at the end.
+    """Every step, in an order that is right: nodes, what is on them, workers whose code is not their node's any more,
+    declarations; with ``prune``, removals at the end.
 
-    Steps of one node follow one another; those of several nodes do not depend on each other.
+    Steps of one node follow one another; those of several nodes do not depend on each other, but for restarts.
     """
     steps: list[Step] = []
     for name, wanted in sorted(fleet.machines.items()):
@@ -90,6 +102,7 @@ def plan(fleet: FleetFile, actual: Actual, *, prune: bool = False) -> list[Step]
             continue
         steps += _of_node(name, wanted, actual)
         steps += _of_disk(name, fleet.models_of(name), actual.catalogues.get(name, ()))
+    steps += _restarts(fleet, actual)
     steps += _declared(fleet.declarations, actual.declarations)
     return steps + (list(_pruned(fleet, actual)) if prune else [])
 
@@ -112,9 +125,10 @@ def _of_node(name: str, wanted: FleetNode, actual: Actual) -> Iterator[Step]:
     if changed:
         yield Step(Action.UPDATE, name, name, changed)
     reasons = [one for one in changed if one.field in ("host", "addresses", "tls")]
-    reasons += _unlike(node, wanted, actual.probes.get(name))
+    probe = actual.probes.get(name)
+    reasons += _unlike(node, wanted, probe)
     if reasons:
-        yield Step(Action.INSTALL, name, name, reasons)
+        yield Step(Action.INSTALL, name, name, reasons, "" if probe is None else _backwards(name, probe))
 
 
 def _registered(wanted: FleetNode, known: NodeDetails) -> Iterator[Difference]:
@@ -148,6 +162,37 @@ def _unlike(node: Node, wanted: FleetNode, probe: Probe | None) -> Iterator[Diff
         if offered != there:
             yield Difference(package, there, offered)
     yield from _settings(probe.hive_yaml, wanted)
+
+
+def _backwards(name: str, probe: Probe) -> str:
+    """Why a node's packages cannot be what its source has, empty where they can."""
+    if not probe.older:
+        return ""
+    told = ", ".join(f"{one} {probe.offered[one]} ({probe.installed[one]} is installed)" for one in probe.older)
+    return (
+        f"the source is older than what runs: it has {told}; name a newer source, or go back yourself by "
+        f"'rbee node install {name} --packages FOLDER'"
+    )
+
+
+def _restarts(fleet: FleetFile, actual: Actual) -> Iterator[Step]:
+    """Workers that run another version of the code than their node has, or is about to have."""
+    for worker in sorted(actual.workers, key=lambda one: (one.hive_id, one.worker_id)):
+        probe = actual.probes.get(worker.hive_id)
+        if worker.hive_id not in fleet.machines or probe is None or probe.older:
+            continue
+        if not (worker.managed and worker.version and worker.state.ready):
+            continue
+        version = _code(probe.offered.get(WORKER_PACKAGE) or probe.installed.get(WORKER_PACKAGE, ""))
+        if version and version != worker.version:
+            yield Step(
+                Action.RESTART, worker.worker_id, worker.hive_id, [Difference("version", worker.version, version)]
+            )
+
+
+def _code(package_version: str) -> str:
+    """The version of the code in a package's: what follows a plus says where it was built."""
+    return package_version.partition("+")[0]
 
 
 def _settings(hive_yaml: str | None, wanted: FleetNode) -> Iterator[Difference]:

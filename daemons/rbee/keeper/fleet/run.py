@@ -1,5 +1,6 @@
 """Takes the steps of a plan: several nodes at once, each one's steps in order; what fails stops no other node."""
 
+import asyncio
 import enum
 import threading
 import time
@@ -11,7 +12,7 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
-from rbee.keeper import models, session
+from rbee.keeper import lifecycle, models, session
 from rbee.keeper.fleet.file import FleetFile
 from rbee.keeper.fleet.look import scope
 from rbee.keeper.fleet.plan import Action, Step
@@ -58,6 +59,7 @@ class Apply:
             Action.PULL: self._pull,
             Action.PIN: lambda step: self._pin(step, pinned=True),
             Action.UNPIN: lambda step: self._pin(step, pinned=False),
+            Action.RESTART: self._restart,
             Action.DECLARE: self._declare,
             Action.UNDECLARE: self._undeclare,
             Action.REMOVE_MODEL: self._remove_model,
@@ -67,12 +69,14 @@ class Apply:
     def run(self, steps: Sequence[Step], at_once: int) -> list[Result]:
         """Every step's result, in the order of the steps; at most ``at_once`` nodes at a time.
 
-        Nothing is removed unless all before it was done. Ctrl+C lets steps that run end, and begins none.
+        Workers are restarted one after the other once every node is set up: none of a node that is not, and none after
+        one that did not come up. Nothing is removed unless all before it was done. Ctrl+C lets steps that run end, and
+        begins none.
         """
         results: list[Result] = []
         lanes: dict[str, list[Step]] = {}
         for step in steps:
-            if step.node is not None and not step.action.removes:
+            if step.node is not None and step.action is not Action.RESTART and not step.action.removes:
                 lanes.setdefault(step.node, []).append(step)
         inside = scope()
 
@@ -89,6 +93,7 @@ class Apply:
                 self._stopped.set()
                 say("broken off: steps that run are brought to their end")
                 raise
+        results += self._restarts([step for step in steps if step.action is Action.RESTART], results)
         results += [self._take(step) for step in steps if step.action is Action.DECLARE]
         whole = all(result.outcome is Outcome.DONE for result in results)
         removals = [step for step in steps if step.action.removes]
@@ -98,6 +103,14 @@ class Apply:
         results: list[Result] = []
         for step in steps:
             go_on = not self._stopped.is_set() and all(one.outcome is Outcome.DONE for one in results)
+            results.append(self._take(step) if go_on else self._leave(step))
+        return results
+
+    def _restarts(self, steps: Sequence[Step], before: Sequence[Result]) -> list[Result]:
+        undone = {result.step.node for result in before if result.outcome is not Outcome.DONE}
+        results: list[Result] = []
+        for step in steps:
+            go_on = step.node not in undone and all(one.outcome is not Outcome.FAILED for one in results)
             results.append(self._take(step) if go_on else self._leave(step))
         return results
 
@@ -147,6 +160,18 @@ class Apply:
         path = f"models/{parse(step.subject).model_id}/pin"
         session.run(Place(step.node).call("PUT", path, ModelRow, body=Pin(pinned)))
         return ""
+
+    def _restart(self, step: Step) -> str:
+        node = queen.one(step.node or "")
+        with reach.connect(node, tell=_teller(node.details.name)) as ssh:
+            root = Root(ssh)
+
+            async def order() -> None:
+                unit = f"rbee-worker@{step.subject}.service"
+                await asyncio.to_thread(root.run, ["systemctl", "try-restart", "--no-block", "--", unit])
+
+            ran = session.run(lifecycle.begin_anew(session.queen(), step.subject, node.details.name, order))
+        return "" if ran else "it had ended meanwhile"
 
     def _declare(self, step: Step) -> str:
         session.run(_put(step.subject, self._fleet.declarations[step.subject]))

@@ -1,6 +1,5 @@
 """Sets a node up: packages, credentials, configuration, and its hive's first report; a second run changes nothing."""
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,14 +61,20 @@ def plan_of(node: Node, given: str | None, keyring: str | None, hive: Mapping[st
     name = node.details.name
     if node.problem and not node.enrolled:
         raise CommandFailed(f"node {name} cannot be set up yet: {node.problem}")
-    chosen = session.settings()
-    named = given or node.details.source or chosen.node_packages
-    if not named:
+    source = source_of(node, given, keyring)
+    if source is None:
         raise CommandFailed(
             "where do the packages come from? Name a folder of .deb files or an apt line with --packages, or as "
             "node_packages in this command's configuration (rbee config init)"
         )
-    return Plan(node.details, parse(named, keyring or chosen.node_keyring), hive or {})
+    return Plan(node.details, source, hive or {})
+
+
+def source_of(node: Node, given: str | None, keyring: str | None) -> Source | None:
+    """Where a node's packages come from; None where nothing says it. Raises CommandFailed for what is no source."""
+    chosen = session.settings()
+    named = given or node.details.source or chosen.node_packages
+    return parse(named, keyring or chosen.node_keyring) if named else None
 
 
 def install(root: Root, plan: Plan, steps: Steps) -> None:
@@ -83,7 +88,7 @@ def install(root: Root, plan: Plan, steps: Steps) -> None:
         _configuration(root, plan, enrolment, note)
     since = Since.now()
     with steps.step("start") as note:
-        _start(root, note, restart=any(step.changed for step in steps.done[1:]))
+        _start(root, note, restart=steps.changed)
     with steps.step("first report") as note:
         node = await_report(name, since, REPORT_LIMIT_S, restarted=steps.done[-1].changed)
         note.told = f"hive {node.hive_version} is {node.status.value}"
@@ -104,11 +109,10 @@ def _packages(root: Root, source: Source, note: Note) -> None:
 def _from_apt(root: Root, source: AptLine, note: Note) -> None:
     before = _versions(root)
     if source.keyring is not None:
-        with root.ssh.files() as sftp:
-            folder = _temporary(root)
-            sftp.put(str(source.keyring), f"{folder}/keyring")
-        root.run(["install", "-D", "-m", "0644", f"{folder}/keyring", layout.KEYRING])
-        root.ssh.run(["rm", "-rf", "--", folder])
+        with root.folder() as folder:
+            with root.ssh.files() as sftp:
+                sftp.put(str(source.keyring), f"{folder}/keyring")
+            root.run(["install", "-D", "-m", "0644", f"{folder}/keyring", layout.KEYRING])
     root.write(layout.SOURCES, f"{source.line}\n", 0o644)
     root.run([*APT, "update"], limit_s=APT_SILENCE_S)
     root.run([*APT, "install", *PACKAGES], limit_s=APT_SILENCE_S)
@@ -124,16 +128,13 @@ def _from_folder(root: Root, source: DebFolder, note: Note) -> None:
     if not missing:
         return
     note.changed = True
-    folder = _temporary(root)
-    try:
+    with root.folder() as folder:
         with root.ssh.files() as sftp:
             for deb in missing:
                 sftp.put(str(deb.path), f"{folder}/{deb.path.name}")
         root.run(["chmod", "-R", "a+rX", folder])  # apt reads them as a user of its own
         files = [f"{folder}/{deb.path.name}" for deb in missing]
         root.run([*APT, "install", "--allow-downgrades", *files], limit_s=APT_SILENCE_S)
-    finally:
-        root.ssh.run(["rm", "-rf", "--", folder], check=False)
     _check_installed(root, debs)
 
 
@@ -146,12 +147,6 @@ def _check_installed(root: Root, debs: list[Deb]) -> None:
 
 def _versions(root: Root) -> dict[str, str]:
     return {name: preflight.package_version(root.ssh, name) for name in PACKAGES}
-
-
-def _temporary(root: Root) -> str:
-    folder = f"/tmp/.rbee-{secrets.token_hex(8)}"  # noqa: S108 - made by mkdir, which fails where the name is taken
-    root.ssh.run(["mkdir", "--mode=0700", "--", folder])
-    return folder
 
 
 # credentials

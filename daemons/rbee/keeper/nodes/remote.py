@@ -1,5 +1,6 @@
 """What the command does on a node as root: files put in place whole, units asked and told, packages looked at."""
 
+import contextlib
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,9 +55,7 @@ class Root:
         """Put a file in place, whole or not at all; False where it has that text already."""
         if self.read(path) == text:
             return False
-        folder = f"/tmp/.rbee-{secrets.token_hex(8)}"  # noqa: S108 - made by mkdir, which fails where the name is taken
-        self.ssh.run(["mkdir", "--mode=0700", "--", folder])
-        try:
+        with self.folder() as folder:
             draft = f"{folder}/draft"
             with self.ssh.files() as sftp, sftp.open(draft, "wx") as file:
                 file.chmod(0o600)
@@ -66,9 +65,17 @@ class Root:
             beside = str(target.with_name(f".{target.name}.new"))
             self.run(["install", "-D", "-m", f"{mode:04o}", "-o", user, "-g", group, "--", draft, beside])
             self.run(["mv", "-f", "--", beside, path])
-        finally:
-            self.ssh.run(["rm", "-rf", "--", folder], check=False)
         return True
+
+    @contextlib.contextmanager
+    def folder(self) -> Iterator[str]:
+        """A new folder of whoever logs in, for the length of the block; what root put into it goes too."""
+        path = f"/tmp/.rbee-{secrets.token_hex(8)}"  # noqa: S108 - made by mkdir, which fails where the name is taken
+        self.ssh.run(["mkdir", "--mode=0700", "--", path])
+        try:
+            yield path
+        finally:
+            self.run(["rm", "-rf", "--", path], check=False)
 
     def certificate(self) -> str | None:
         """The node's certificate (PEM), or None where there is none, or no key to it; the key is not read."""
