@@ -16,6 +16,8 @@ from tests.machines.testbed.debs import apt
 MODEL, WORKER = "bee-talk", "talk"
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key.pub"
 SHARED = "/srv/this"
+NEWER = "/srv/next"
+"""The same code as a newer version."""
 _PUBLIC = "[Socket]\nListenStream=\nListenStream=/run/rbee/queen.sock\nListenStream=0.0.0.0:8080\n"
 Json = Any
 
@@ -170,8 +172,8 @@ def declare(queen: Machine, models: Mapping[str, Json]) -> None:
 
 
 def bare(network: Network, name: str, release: Release, built: debs.Repositories) -> Machine:
-    """A machine with sshd and nothing of the project; its packages are under SHARED."""
-    binds = [f"{built.this}:{SHARED}", f"{project.models()}:/srv/demo"]
+    """A machine with sshd and nothing of the project; its packages are under SHARED, newer ones under NEWER."""
+    binds = [f"{built.this}:{SHARED}", f"{built.higher}:{NEWER}", f"{project.models()}:/srv/demo"]
     machine = network.add(name, release=release, binds=binds)
     machine.run(["sh", "-c", "rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*"])
     machine.systemctl("start", "ssh")
@@ -181,6 +183,12 @@ def bare(network: Network, name: str, release: Release, built: debs.Repositories
 def take_key(machine: Machine, queen: Machine) -> None:
     """Let the person on the queen's machine in as root."""
     machine.write("/root/.ssh/authorized_keys", queen.read("/root/.ssh/id_ed25519.pub"), 0o600)
+
+
+def model_files(model: str) -> dict[str, bytes]:
+    """The files of a demonstration's model, by their path in its folder."""
+    folder = project.models() / project.MODELS / model
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _put_model(machine: Machine) -> None:

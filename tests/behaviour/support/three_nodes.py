@@ -7,9 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rbee.keeper.demo import slow_talk
-from tests.behaviour.support.fleet import MODEL, SHARED, Json, Machines, bare, declare, make_queen, take_key
+from tests.behaviour.support.fleet import (
+    MODEL,
+    SHARED,
+    Json,
+    Machines,
+    bare,
+    declare,
+    make_queen,
+    model_files,
+    take_key,
+)
 from tests.behaviour.support.model_source import ModelSource
-from tests.machines.testbed import Machine, Network, Release, debs, project
+from tests.machines.testbed import Machine, Network, Release, debs
 
 CROWD = "crowd"
 """A second declared model, for those who ask for it first; it takes its time for an answer."""
@@ -40,7 +50,7 @@ class ThreeNodes(Machines):
 
     def offer(self, model: str, folder: str) -> None:
         """Have the source offer a demonstration's model under a name; its declaration is to be told to the queen."""
-        reference = self.source.folder(model, _files(folder))
+        reference = self.source.folder(model, model_files(folder))
         self.declared[model] = {"reference": reference, "idle_limit_s": 0}
 
     def declare(self, model: str, **changes: Json) -> None:
@@ -96,9 +106,3 @@ def _set_up(network: Network, release: Release, built: debs.Repositories, source
     for machine in others:
         take_key(machine, queen)
     return fleet
-
-
-def _files(model: str) -> dict[str, bytes]:
-    """The files of a demonstration's model, by their path in its folder."""
-    folder = project.models() / project.MODELS / model
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
