@@ -1,6 +1,7 @@
 """Steps of features/three_nodes.feature; the scenarios share one fleet and run in the feature's order."""
 
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +13,18 @@ from pytest_bdd import given, parsers, scenarios, then, when
 
 from rbee.keeper.demo.corpus import LONG_QUESTION
 from tests.behaviour.support.fleet import MODEL, SHARED, Json, Outcomes
+from tests.behaviour.support.http import Http
+from tests.behaviour.support.model_source import Fault
 from tests.behaviour.support.three_nodes import CROWD, NAMES, ThreeNodes, three_nodes
+from tests.behaviour.support.watch import Watch
 from tests.machines.testbed import Release, debs, wait_until
 
 scenarios("features/three_nodes.feature")
 pytestmark = pytest.mark.timeout(500)
 
 CLIENTS = 4
+LATE = "late"
+"""A declared model that no node has."""
 BACK_S = 90.0
 """A node's start on a busy machine, its hive's report, and the worker's start after that."""
 SETTLED_S = 150.0
@@ -209,6 +215,37 @@ def all_answered(absence: Absence) -> None:
     print(absence.outcomes)
 
 
+# -- a hive that does not reach its worker ---------------------------------------------------------------------------
+
+
+@when("the socket of one of them's worker is gone, and the connection that its hive had")
+def socket_is_gone(fleet: ThreeNodes, absence: Absence, things: ExitStack) -> None:
+    queen = Http(lambda limit_s: fleet.queen.connect("/run/rbee/queen.sock", limit_s), timeout_s=SETTLED_S)
+    fleet.seen["watch"] = things.enter_context(Watch(queen))
+    fleet.nodes[absence.node].path(f"/run/rbee/workers/{absence.row['worker_id']}/worker.sock").unlink()
+    fleet.nodes[absence.node].systemctl("restart", "rbee-hive.service")
+
+
+@then("the queen hears that the worker is unhealthy, and then that it serves in another life")
+def unhealthy_and_back(fleet: ThreeNodes, absence: Absence) -> None:
+    watch, worker, life = fleet.seen["watch"], absence.row["worker_id"], absence.row["invocation_id"]
+    unhealthy = watch.wait_state(worker, "unhealthy", BACK_S)
+    assert (unhealthy.row["hive_id"], unhealthy.row["invocation_id"]) == (absence.node, life)
+    back = watch.wait(
+        lambda seen: (seen.worker, seen.state) == (worker, "idle") and seen.row["invocation_id"] != life,
+        "the worker in another life",
+        BACK_S,
+    )
+    assert back.at > unhealthy.at
+    answers_of(fleet, absence, absence.node, absence.other)
+
+
+@then("the hive says that it restarted the worker, which was unhealthy")
+def hive_restarted_it(fleet: ThreeNodes, absence: Absence) -> None:
+    said = [str(record["MESSAGE"]) for record in fleet.nodes[absence.node].journal("rbee-hive.service")]
+    assert any("worker.restart" in line and "unhealthy" in line for line in said), said[-20:]
+
+
 # -- a call that leaves nothing behind -------------------------------------------------------------------------------
 
 QUEEN_UNITS = ("rbee-queen.service", "rbee-queen.socket")
@@ -229,6 +266,7 @@ class Call:
 @given("the queen, the hives of one and two and every worker are stopped", target_fixture="call")
 def stopped(fleet: ThreeNodes) -> Call:
     fleet.queen.systemctl("start", *QUEEN_UNITS)
+    fleet.offer(LATE, MODEL)
     fleet.declare(MODEL, replicas={"min": 0, "max": 2})
     fleet.queen.systemctl("stop", *QUEEN_UNITS)
     for name, node in fleet.nodes.items():
@@ -254,17 +292,32 @@ def asks_in_vain(fleet: ThreeNodes, call: Call) -> None:
     infer(fleet, call, "--model", "nothing", "--prompt", "bees")
 
 
-@when("rbee infer --ephemeral is interrupted amid a long answer")
-def is_interrupted(fleet: ThreeNodes, call: Call) -> None:
-    command = (
-        f"echo $$ >/root/pid; exec rbee infer --ephemeral --model {CROWD} --max-tokens 900 --prompt '{LONG_QUESTION}'"
-    )
-    process = fleet.queen.popen(["sh", "-c", f"{command} 2>/root/said"])
-    assert process.stdout is not None
-    assert process.stdout.read(1), fleet.queen.read("/root/said")
+def begin_infer(fleet: ThreeNodes, arguments: str) -> subprocess.Popen[str]:
+    command = f"echo $$ >/root/pid; exec rbee infer --ephemeral {arguments} 2>/root/said"
+    return fleet.queen.popen(["sh", "-c", command])
+
+
+def interrupt(fleet: ThreeNodes, call: Call, process: subprocess.Popen[str]) -> None:
     fleet.queen.run(["kill", "-INT", fleet.queen.read("/root/pid").strip()])
     call.out = process.communicate(timeout=120)[0]
     call.code, call.err = process.returncode, fleet.queen.read("/root/said")
+
+
+@when("rbee infer --ephemeral is interrupted amid a long answer")
+def is_interrupted(fleet: ThreeNodes, call: Call) -> None:
+    process = begin_infer(fleet, f"--model {CROWD} --max-tokens 900 --prompt '{LONG_QUESTION}'")
+    assert process.stdout is not None
+    assert process.stdout.read(1), fleet.queen.read("/root/said")
+    interrupt(fleet, call, process)
+
+
+@when("rbee infer --ephemeral is interrupted while its model is fetched")
+def is_interrupted_early(fleet: ThreeNodes, call: Call) -> None:
+    """The source sends the beginning of it and no more, so that no worker can start before."""
+    fleet.source.fault("model.onnx", Fault(after=1 << 20, then="stall"))
+    process = begin_infer(fleet, f"--model {LATE} --prompt bees")
+    wait_until(lambda: fleet.source.requests(f"/{LATE}/model.onnx"), "the download", BACK_S)
+    interrupt(fleet, call, process)
 
 
 @then(parsers.parse("it exits with {code:d}"))

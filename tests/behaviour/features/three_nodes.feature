@@ -44,6 +44,14 @@ Feature: A fleet of three nodes, over its days
     Then the node is online by itself, and two nodes serve the model
     And every request was answered
 
+  @SCENE-05
+  Scenario: A hive that does not reach its worker has it begun anew, and no request fails
+    Given the model runs on two nodes, and clients ask for it all along
+    When the socket of one of them's worker is gone, and the connection that its hive had
+    Then the queen hears that the worker is unhealthy, and then that it serves in another life
+    And the hive says that it restarted the worker, which was unhealthy
+    And every request was answered
+
   @MODE-02
   Scenario: A call that is ephemeral starts what does not run, and stops just that in order
     Given the queen, the hives of one and two and every worker are stopped
@@ -59,6 +67,7 @@ Feature: A fleet of three nodes, over its days
     And nothing of it runs any more, and the hive of three was not touched
 
     Examples:
-      | what                               | code |
-      | asks a model that there is not     | 1    |
-      | is interrupted amid a long answer  | 130  |
+      | what                                      | code |
+      | asks a model that there is not            | 1    |
+      | is interrupted amid a long answer         | 130  |
+      | is interrupted while its model is fetched | 130  |
