@@ -21,6 +21,7 @@ MODULES = (
     "rbee/queen/express/framing.py",
     "rbee/queen/express/heads.py",
     "rbee/queen/express/lane.py",
+    "rbee/queen/express/upstreams.py",
     "rbee/queen/registry/registry.py",
     "rbee/queen/requests/audited.py",
     "rbee/queen/requests/explain.py",

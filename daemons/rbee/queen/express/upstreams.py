@@ -26,8 +26,11 @@ class Listener(Protocol):
     def late(self) -> None: ...
 
 
-class WorkerConnection(asyncio.Protocol):
-    """One connection to a worker. ``used`` tells whether it has carried a request before the one in hand."""
+class WorkerConnection:
+    """One connection to a worker. ``used`` tells whether it has carried a request before the one in hand.
+
+    It is an asyncio.Protocol in all but name: a class that is compiled has none of asyncio's for its base.
+    """
 
     __slots__ = (
         "_body",
@@ -119,6 +122,15 @@ class WorkerConnection(asyncio.Protocol):
         elif self._transport is not None:
             self._transport.close()
 
+    def eof_received(self) -> None:
+        """The worker ends the connection: it is closed on both sides."""
+
+    def pause_writing(self) -> None:
+        """A request is held back by the loop until the worker reads on: it is whole in memory anyway."""
+
+    def resume_writing(self) -> None:
+        """The worker reads again."""
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The end of it, and of the answer that was under way."""
         self._transport = None
@@ -206,9 +218,10 @@ class Upstreams:
         loop = asyncio.get_running_loop()
         parts = urlsplit(url)
         tls = (self._tls or True) if parts.scheme == "https" else None
+        connection = WorkerConnection(self, loop, url)
         async with asyncio.timeout(CONNECT_LIMIT_S):
-            _, connection = await loop.create_connection(
-                lambda: WorkerConnection(self, loop, url), parts.hostname or "", parts.port or 80, ssl=tls
+            await loop.create_connection(
+                lambda: cast(asyncio.Protocol, connection), parts.hostname or "", parts.port or 80, ssl=tls
             )
         return connection
 
