@@ -1,7 +1,7 @@
 """Turns tokens into text as they come: never half a character, never a piece of a stop string."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 REPLACEMENT = "\ufffd"
 MOST_HELD = 8
@@ -45,8 +45,7 @@ class Detokeniser:
         return new
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
+class Released(NamedTuple):
     """Text that may go out, and whether a stop string was met (which is not part of the text)."""
 
     text: str
@@ -62,6 +61,8 @@ class StopStrings:
 
     def add(self, text: str) -> Released:
         """Take new text; release what is certain to be no part of a stop string."""
+        if not self._stops:
+            return Released(text, stopped=False)
         whole = self._held + text
         found = [at for stop in self._stops if (at := whole.find(stop)) >= 0]
         if found:

@@ -2,6 +2,7 @@
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rbee.worker.engine.sampling import SamplingParams
 from rbee.worker.engine.tokens import TokenText
@@ -45,8 +46,7 @@ class TokenLogprob:
     top: tuple[ScoredToken, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """New text (never empty), the token that completed it, and how many tokens there are so far.
 
     ``logprobs``, where they were asked for, are those of the tokens since the last piece: one or more.

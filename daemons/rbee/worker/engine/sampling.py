@@ -9,7 +9,7 @@ import enum
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,8 +96,7 @@ def default_sampling(generation_config: Mapping[str, Any]) -> SamplingParams:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """The chosen token. With ``logprobs`` asked for: its log probability and the best tokens' (best first).
 
     They are the model's own: before temperature, penalties, bias and grammar.

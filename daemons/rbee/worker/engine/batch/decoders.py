@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from rbee.worker.engine.batch.host_kv import HostBlock
 from rbee.worker.engine.batch.scores import RowScores
@@ -18,8 +18,7 @@ class Chunk:
     tokens: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """A decoding row's last token; ``start`` tokens are in the cache before it."""
 
     key: int

@@ -18,6 +18,9 @@ class News:
     closed: bool = False
 
 
+_NOTHING = News()
+
+
 class Mailbox:
     """Bounded by its senders: a row is submitted by a request that holds a slot, and cancelled once."""
 
@@ -55,6 +58,8 @@ class Mailbox:
 
     def take(self, has_work: Callable[[], bool]) -> News:
         """What came; where that is nothing and ``has_work`` says no, sleep until something does."""
+        if not self._came() and has_work():
+            return _NOTHING  # as between most steps: what comes in this moment is taken at the next look
         with self._changed:
             self._changed.wait_for(lambda: self._came() or has_work())
             news, self._news = self._news, News(closed=self._news.closed)

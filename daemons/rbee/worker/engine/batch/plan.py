@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MOST_TOKENS = 512
 """Prompt tokens that one step reads at most: bounds the scores' memory and how long a step takes."""
@@ -18,8 +19,7 @@ SMOOTHING, SMOOTHING_BESIDE = 0.2, 0.02
 SLOWEST_CHANGE, FASTEST_CHANGE = 0.7, 1.5
 
 
-@dataclass(frozen=True, slots=True)
-class RowView:
+class RowView(NamedTuple):
     """A running row: tokens in its cache, tokens yet to be computed (at least 1), and whether it is held back."""
 
     key: int

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 from rbee.wire.errors import InferenceError
 from rbee.worker.engine.batch.decoders import BatchDecoder
@@ -29,10 +30,11 @@ class PrefixReuse:
         row.chain = chain_of(row.tokens) if self._on else ()
         row.saved, row.looked_up = 0, False
 
-    def waits(self, row: Row, earlier: Sequence[Row]) -> bool:
-        """Whether an earlier row is reading what this one begins with: it takes that over instead of reading it too."""
+    def waits(self, row: Row, rows: Sequence[Row]) -> bool:
+        """Whether one of the ``rows`` before this one reads what it begins with: then it takes that over."""
         if row.cached or not row.chain:
             return False
+        earlier = takewhile(lambda other: other is not row, rows)
         reading = [other for other in earlier if other.pending > 1 and not other.stream.held]
         shared = max((common_blocks(row.chain, other.chain) for other in reading), default=0)
         return not all(key in self._prefixes for key in row.chain[:shared])

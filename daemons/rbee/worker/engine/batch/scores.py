@@ -25,9 +25,6 @@ class RowScores(Protocol):
     def whole(self) -> Scores:
         """All of them, (rows, vocabulary), on the host."""
 
-    def best(self, k: int) -> Best | None:
-        """The ``k`` best of each row; None where the whole is on the host anyway."""
-
 
 @dataclass(frozen=True, slots=True)
 class HostScores:
@@ -43,10 +40,6 @@ class HostScores:
         """See RowScores."""
         return self.values
 
-    def best(self, k: int) -> Best | None:
-        """See RowScores."""
-        return None
-
 
 class HostScoresBuffer:
     """Where a run writes its scores: (rows, tokens, vocabulary) in the host's memory, made larger when needed.
@@ -59,26 +52,28 @@ class HostScoresBuffer:
         self._copies = copies
         self._values: Array = np.empty(0, numpy_type(element))
         self._made = 0
-        self._shape = (0, 0, vocabulary)
+        self._flat = self._values.reshape(0, vocabulary)
+        self._all: list[int] = []
         self._bound: WeakKeyDictionary[Binding, tuple[int, int, int]] = WeakKeyDictionary()
 
     def bind(self, binding: Binding, name: str, rows: int, tokens: int) -> None:
         """Bind the output ``name`` of a run of so many rows and tokens, unless the binding has it already."""
-        self._shape = (rows, tokens, self._vocabulary)
         if self._values.size < rows * tokens * self._vocabulary:
             self._values = np.empty(rows * tokens * self._vocabulary, self._values.dtype)
             self._made += 1
         place = (self._made, rows, tokens)
         if self._bound.get(binding) != place:
-            binding.bind_output(name, "cpu", 0, self._values.dtype, self._shape, self._values.ctypes.data)
+            shape = (rows, tokens, self._vocabulary)
+            binding.bind_output(name, "cpu", 0, self._values.dtype, shape, self._values.ctypes.data)
             self._bound[binding] = place
+        if self._flat.shape[0] != rows * tokens or self._flat.base is not self._values:
+            self._flat = self._values[: rows * tokens * self._vocabulary].reshape(-1, self._vocabulary)
+            self._all = list(range(len(self._flat)))
 
     def after(self, places: Sequence[int]) -> HostScores:
         """The scores at ``places``, counted through all rows' tokens."""
-        rows, tokens, width = self._shape
-        flat = self._values[: rows * tokens * width].reshape(-1, width)
-        whole = not self._copies and list(places) == list(range(len(flat)))
-        found = flat if whole else flat[list(places)]
+        whole = not self._copies and list(places) == self._all
+        found = self._flat if whole else self._flat[list(places)]
         return HostScores(found.astype(np.float32, copy=False))
 
     @staticmethod
@@ -139,8 +134,8 @@ class DeviceScores:
         found: Scores = np.concatenate([part.numpy() for part in self.parts])[list(self.rows)]
         return found
 
-    def best(self, k: int) -> Best | None:
-        """See RowScores."""
+    def best(self, k: int) -> Best:
+        """The ``k`` best of each row."""
         ids, values = zip(*(self._best(part, k) for part in self.parts), strict=True)
         return np.concatenate(ids)[list(self.rows)], np.concatenate(values)[list(self.rows)]
 

@@ -16,7 +16,7 @@ from rbee.worker.engine.batch.plan import MOST_TOKENS, contiguous_runs
 from rbee.worker.engine.batch.scores import RowScores
 from rbee.worker.engine.decoder import DecoderLayout
 from rbee.worker.engine.last_scores import PLACES
-from rbee.worker.engine.sessions import Binding, RunOptions, Session, numpy_type, run_bound
+from rbee.worker.engine.sessions import Array, Binding, RunOptions, Session, numpy_type, run_bound
 
 SMALLEST_CAPACITY = 256
 MOST_SCORES_BYTES = 256 << 20
@@ -86,16 +86,19 @@ class SharedDecoder:
 
     def step(self, tokens: Sequence[Token], options: RunOptions) -> RowScores:
         """See BatchDecoder."""
-        self._reserve(max(token.start + 1 for token in tokens))
-        self._close_ranks([token.key for token in tokens])
-        slots = [self._slots.index(token.key) for token in tokens]
+        self._reserve(max([token.start for token in tokens]) + 1)
+        keys = [token.key for token in tokens]
+        self._close_ranks(keys)
+        slots = [self._slots.index(key) for key in keys]
         count = max(slots) + 1
+        ids = [0] * count
         for slot, token in zip(slots, tokens, strict=True):
             self._lengths[slot] = token.start  # an earlier run whose scores could not be had may have counted on
-        self._inputs.set(self._lengths[:count], {slot: each.token for slot, each in zip(slots, tokens, strict=True)})
+            ids[slot] = token.token
+        self._inputs.set(self._lengths[:count], ids)
         run_bound(self._session, self._binding(count), options)
-        for slot, token in zip(slots, tokens, strict=True):
-            self._lengths[slot] = token.start + 1
+        for slot in slots:
+            self._lengths[slot] += 1
         return self._memory.step_scores.after(slots)
 
     def save(self, key: int, start: int, stop: int) -> list[HostBlock]:
@@ -112,9 +115,8 @@ class SharedDecoder:
 
     def _reserve(self, tokens: int) -> None:
         # one more than is held: a slot that is computed without decoding writes behind its last token
-        need = max([tokens, *self._rooms, *self._lengths]) + 1
-        if need > self._capacity:
-            self._resize(0, need)
+        if tokens >= self._capacity:
+            self._resize(0, max([tokens, *self._rooms, *self._lengths]) + 1)
 
     def _resize(self, more: int, capacity: int) -> None:
         """Make the buffers fit the rows that are held and ``more``: free slots and room that nobody needs go back."""
@@ -195,6 +197,8 @@ class _StepInputs:
         self._values = {
             role: np.zeros(shapes[role], numpy_type(layout.elements[name])) for role, name in layout.names.items()
         }
+        self._ids = self._values["input_ids"]
+        self._mask, self._positions = self._values.get("attention_mask"), self._values.get("position_ids")
         self._ones = [0] * slots
 
     def bind(self, binding: Binding, count: int) -> None:
@@ -206,15 +210,20 @@ class _StepInputs:
             part = self._places[:count]
             binding.bind_input(PLACES, "cpu", 0, part.dtype, part.shape, part.ctypes.data)
 
-    def set(self, lengths: Sequence[int], tokens: dict[int, int]) -> None:
-        """Every slot's mask shows what it holds and one token more."""
-        ids, mask, places = (self._values.get(role) for role in ("input_ids", "attention_mask", "position_ids"))
+    def set(self, lengths: Sequence[int], ids: Sequence[int]) -> None:
+        """The first slots' next token ids; the mask of each shows what it holds and one token more."""
+        count = len(lengths)
+        self._ids[:count, 0] = ids
+        if self._positions is not None:
+            self._positions[:count, 0] = lengths
+        if self._mask is not None:
+            self._show(self._mask, lengths)
+
+    def _show(self, mask: Array, lengths: Sequence[int]) -> None:
         for slot, length in enumerate(lengths):
-            if ids is not None:
-                ids[slot, 0] = tokens.get(slot, 0)
-            if places is not None:
-                places[slot, 0] = length
-            if mask is not None:
-                ones, shown = length + 1, self._ones[slot]
-                mask[slot, min(ones, shown) : max(ones, shown)] = ones > shown
-                self._ones[slot] = ones
+            shown = self._ones[slot]
+            if shown == length:  # as at every step but a slot's first
+                mask[slot, shown] = 1
+            else:
+                mask[slot, min(length + 1, shown) : max(length + 1, shown)] = length + 1 > shown
+            self._ones[slot] = length + 1

@@ -11,7 +11,7 @@ from rbee.worker.engine.batch.plan import Pace, Part, plan_step
 from rbee.worker.engine.batch.prefix import PrefixCache
 from rbee.worker.engine.batch.reuse import PrefixReuse
 from rbee.worker.engine.batch.row import Row
-from rbee.worker.engine.batch.scores import RowScores
+from rbee.worker.engine.batch.scores import DeviceScores, RowScores
 from rbee.worker.engine.sampling import BatchSampler, Choice, NeedKind
 from rbee.worker.engine.sessions import RunOptions
 
@@ -68,15 +68,17 @@ class Stepper:
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        running = self._running.values()
-        admits = bool(self._waiting) and self._fits([*running, self._waiting[0]])
-        return admits or any(not row.held() for row in running)
+        for row in self._running.values():
+            if not row.held():
+                return True
+        return bool(self._waiting) and self._fits([*self._running.values(), self._waiting[0]])
 
     def step(self) -> list[tuple[Row, Outcome]]:
         """Make one step: the tokens that were chosen, and the rows that failed with their error."""
-        self._admit()
+        if self._waiting:
+            self._admit()
         rows = list(self._running.values())
-        views = [row.view(deferred=self._reuse.waits(row, rows[:at])) for at, row in enumerate(rows)]
+        views = [row.view(deferred=self._reuse.waits(row, rows)) for row in rows]
         plan = plan_step(views, self._pace, most=self._decoder.most_tokens, whole=self._decoder.whole_prompts)
         self._make_room()
         self._decode([self._running[key] for key in plan.decode if key in self._running], alone=not plan.read)
@@ -176,11 +178,13 @@ class Stepper:
                 self.drop(row)
 
     def _outcomes(self, keys: Sequence[int], scores: RowScores) -> list[Choice | InferenceError]:
-        """Choose; from the best scores alone where no row needs more and the rest lies on a device."""
-        need = self._sampler.need(keys)
+        """Choose; from the best scores alone where they lie on a device and no row needs more."""
         try:
-            best = scores.best(need.k) if keys and need.kind is not NeedKind.SCORES else None
-            return self._sampler.choose_from(keys, *best) if best else self._sampler.choose(keys, scores.whole())
+            if keys and isinstance(scores, DeviceScores):
+                need = self._sampler.need(keys)
+                if need.kind is not NeedKind.SCORES:
+                    return self._sampler.choose_from(keys, *scores.best(need.k))
+            return self._sampler.choose(keys, scores.whole())
         except InferenceError as error:  # bringing them to the host failed
             return [error] * len(keys)
 
