@@ -13,9 +13,11 @@ from tests.unit.worker.batches import CPU, Small, tiny
 from rbee.keeper.demo.decoder import build as build_talk
 from rbee.wire.errors import InferenceError
 from rbee.worker.engine.batch.build import Batch
-from rbee.worker.engine.batch.decoders import Chunk, Token
+from rbee.worker.engine.batch.decoders import BatchDecoder, Chunk, Token
+from rbee.worker.engine.batch.host_kv import KEPT_TOKENS, HostKv
 from rbee.worker.engine.batch.row import ChoiceStream, Row
 from rbee.worker.engine.batch.scores import DeviceScores, Selection, best_graph, take_graph
+from rbee.worker.engine.batch.shared import SharedDecoder
 from rbee.worker.engine.decoder import run_options
 from rbee.worker.engine.generation import GenerateRequest
 from rbee.worker.engine.runtime import runtime
@@ -274,6 +276,41 @@ async def test_rows_move_into_free_slots(request: pytest.FixtureRequest, shared:
     ]
 
 
+async def test_rows_grow_in_the_hosts_memory_without_being_moved(
+    shared: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, options = shared.batch(rows=4, context=1024).decoder, run_options()
+    assert isinstance(decoder, SharedDecoder)
+    short, long = COMMON[:5], tuple((7 * place) % 200 for place in range(300))
+    decoder.open(0, len(long))
+    decoder.open(1, len(short))
+    monkeypatch.setattr(decoder._kv, "resize", None)  # it would fail
+    decoder.read([Chunk(1, 0, short)], options)
+    assert best_after(decoder, Token(1, 5, 9)) == shared.alone((*short, 9), 1)
+    for start in (0, 260):  # the other row, in the slot below, is longer than what the steps showed before
+        decoder.read([Chunk(0, start, long[start : start + 260])], options)
+        decoder.step([Token(1, 5, 9)], options)
+    assert best_after(decoder, Token(0, 300, 9)) == shared.alone((*long, 9), 1)
+    assert best_after(decoder, Token(1, 6, 11)) == shared.alone((*short, 9, 11), 1)
+
+
+def best_after(decoder: BatchDecoder, token: Token) -> list[int]:
+    """The best token after one row's step."""
+    return decoder.step([token], run_options()).whole().argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("length", [KEPT_TOKENS, KEPT_TOKENS + 1])
+def test_a_slot_gives_the_memory_of_many_tokens_back(shared: Small, length: int) -> None:
+    kv = HostKv(shared.layout.pairs)
+    kv.resize(2, 512, {})
+    for buffer in kv._buffers:
+        buffer[:] = 1
+    kv.free(1, length)
+    for buffer in kv._buffers:
+        assert (buffer[0] == 1).all()
+        assert (buffer[1] == (length <= KEPT_TOKENS)).all()  # memory that was given back reads as zeros
+
+
 async def test_the_best_of_scores_on_a_device_and_what_is_no_number() -> None:
     selection = Selection(create_session(take_graph("float16"), CPU), create_session(best_graph(), CPU), "cpu", 0)
     values = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32)
@@ -281,7 +318,6 @@ async def test_the_best_of_scores_on_a_device_and_what_is_no_number() -> None:
     place = runtime().OrtValue.ortvalue_from_numpy(values)
     scores = DeviceScores(selection, (place,), (0, 1, 2))
     best = scores.of([1, 2]).best(3)
-    assert best is not None
     ids, found = best
     assert ids[0].tolist() == np.argsort(-values[1])[:3].tolist()
     assert found[0].tolist() == sorted(values[1], reverse=True)[:3]

@@ -86,11 +86,10 @@ async def test_shared_rows_whose_scores_were_lost_decode_the_same_token_again(sh
     assert best(decoder, tokens) == [shared.alone((*text, 11), 1)[0] for text in TEXTS.values()]
 
 
-@pytest.mark.parametrize("on_device", [False, True])
-async def test_a_late_row_in_the_highest_slot_takes_no_more_room_than_was_reckoned(
-    shared: Small, on_device: bool, monkeypatch: pytest.MonkeyPatch
+async def test_a_late_row_in_the_highest_slot_takes_no_more_of_a_device_than_was_reckoned(
+    shared: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = (shared.as_on_device() if on_device else shared).batch(rows=6).decoder
+    decoder = shared.as_on_device().batch(rows=6).decoder
     assert isinstance(decoder, shared_decoder.SharedDecoder)
     for key in range(6):
         decoder.open(key, 8)

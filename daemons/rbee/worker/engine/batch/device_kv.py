@@ -44,6 +44,8 @@ class _Rows:
 class DeviceKv:
     """Implements what HostKv does on a device of the runtime; ``window`` is a session of :func:`window_graph` there."""
 
+    least_slots, least_capacity = 1, 256
+
     def __init__(self, pairs: Sequence[CachePair], window: Session, device: str, device_id: int) -> None:
         self._pairs = pairs
         self._window = window
@@ -70,6 +72,9 @@ class DeviceKv:
             where = self._place(self._rows(slot, count), index)
             binding.bind_input(pair.past, *where)
             binding.bind_output(pair.present, *where)
+
+    def free(self, slot: int, length: int) -> None:
+        """See KvBuffers: a device's memory goes back when the buffers take new sizes."""
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy ``length`` tokens of one slot to another."""

@@ -14,6 +14,9 @@ from rbee.worker.engine.sessions import Array, Binding, numpy_type
 HostBlock: TypeAlias = tuple[Array, ...]
 """Some tokens' keys and values of one row, a tensor (heads, tokens, head size) for each pair of the cache."""
 
+KEPT_TOKENS = 256
+"""Memory for so many tokens stays with a slot whose row has ended: the next one has it without faults of pages."""
+
 
 def cut(values: Sequence[Array]) -> list[HostBlock]:
     """Tensors (heads, tokens, head size) of some whole blocks, as copies of a block each."""
@@ -24,27 +27,42 @@ def cut(values: Sequence[Array]) -> list[HostBlock]:
 class HostKv:
     """Buffers (slots, heads, capacity, head size) that a decoder reads and writes in place."""
 
+    least_slots, least_capacity = 8, 2048
+
     def __init__(self, pairs: Sequence[CachePair]) -> None:
         self._pairs = pairs
+        self._pages: list[mmap.mmap] = []
         self._buffers = [self._empty(pair, 0, 0) for pair in pairs]
 
     def resize(self, slots: int, capacity: int, held: Mapping[int, int]) -> None:
         """Take new sizes; ``held`` tells how many tokens of which slots go along."""
+        self._pages = []
         for index, pair in enumerate(self._pairs):  # one by one: both sizes of one tensor are there at once, not of all
             before, after = self._buffers[index], self._empty(pair, slots, capacity)
             for slot, length in held.items():
                 after[slot, :, :length] = before[slot, :, :length]
             self._buffers[index] = after
 
-    @staticmethod
-    def _empty(pair: CachePair, slots: int, capacity: int) -> Array:
+    def free(self, slot: int, length: int) -> None:
+        """Give back the memory of a slot whose ``length`` tokens are not needed any more, where they were many."""
+        if length <= KEPT_TOKENS:
+            return
+        for buffer, pages in zip(self._buffers, self._pages, strict=True):
+            size = buffer[slot].nbytes
+            start = -(-slot * size // mmap.PAGESIZE) * mmap.PAGESIZE
+            stop = (slot + 1) * size // mmap.PAGESIZE * mmap.PAGESIZE
+            if start < stop:
+                pages.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+    def _empty(self, pair: CachePair, slots: int, capacity: int) -> Array:
         _, heads, _, size = pair.empty_shape
         shape, element = (slots, heads, capacity, size), numpy_type(pair.element)
         if not slots:
             return np.zeros(shape, element)
         # small pages: what a row does not fill then takes no memory, and costs no time when the buffers grow
-        pages = mmap.mmap(-1, prod(shape) * element.itemsize)
+        pages = mmap.mmap(-1, prod(shape) * element.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         pages.madvise(mmap.MADV_NOHUGEPAGE)
+        self._pages.append(pages)
         return np.frombuffer(pages, element).reshape(shape)
 
     def bind(self, binding: Binding, slot: int, count: int) -> None:

@@ -21,11 +21,18 @@ from rbee.worker.engine.sessions import Binding, DeviceSpec, create_session, run
 class KvBuffers(Protocol):
     """Buffers (slots, heads, capacity, head size), a tensor for each of the cache."""
 
+    least_slots: int
+    least_capacity: int
+    """Slots, and tokens of each, for which there may as well be room: what is not filled costs nothing, or little."""
+
     def resize(self, slots: int, capacity: int, held: Mapping[int, int]) -> None:
         """Take new sizes; ``held`` tells how many tokens of which slots go along."""
 
     def bind(self, binding: Binding, slot: int, count: int) -> None:
         """Bind past and present of ``count`` slots from ``slot`` on to their place in the buffers."""
+
+    def free(self, slot: int, length: int) -> None:
+        """A slot's ``length`` tokens are not needed any more."""
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy ``length`` tokens of one slot to another."""

@@ -19,6 +19,7 @@ from rbee.worker.engine.last_scores import PLACES
 from rbee.worker.engine.sessions import Array, Binding, RunOptions, Session, numpy_type, run_bound
 
 SMALLEST_CAPACITY = 256
+"""Tokens: rows are counted, and what shows their lengths is made, in powers of two times so many."""
 MOST_SCORES_BYTES = 256 << 20
 
 
@@ -70,6 +71,7 @@ class SharedDecoder:
         """See BatchDecoder."""
         if key in self._slots:
             slot = self._slots.index(key)
+            self._kv.free(slot, self._lengths[slot])
             self._slots[slot], self._lengths[slot], self._rooms[slot] = None, 0, 0
 
     def read(self, chunks: Sequence[Chunk], options: RunOptions) -> RowScores:
@@ -95,6 +97,8 @@ class SharedDecoder:
         for slot, token in zip(slots, tokens, strict=True):
             self._lengths[slot] = token.start  # an earlier run whose scores could not be had may have counted on
             ids[slot] = token.token
+        if max(self._lengths[:count]) >= self._inputs.width:
+            self._widen()
         self._inputs.set(self._lengths[:count], ids)
         run_bound(self._session, self._binding(count), options)
         for slot in slots:
@@ -123,15 +127,21 @@ class SharedDecoder:
         held = [key for key in self._slots if key is not None]
         if held:
             self._close_ranks(held)  # one late row in the highest slot would keep all those below it
-        slots = rounded(min(len(held) + more, self._most_slots), 1, self._most_slots)
-        capacity = rounded(capacity, SMALLEST_CAPACITY, self._context)
-        self._bindings.clear()  # they point into the old buffers
+        need = max(len(held) + more, self._kv.least_slots)
+        slots = rounded(min(need, self._most_slots), 1, self._most_slots)
+        capacity = rounded(capacity, min(self._kv.least_capacity, self._context), self._context)
         self._kv.resize(slots, capacity, {slot: length for slot, length in enumerate(self._lengths) if length})
         self._capacity = capacity
         self._slots = [*self._slots, *[None] * slots][:slots]
         self._lengths = [*self._lengths, *[0] * slots][:slots]
         self._rooms = [*self._rooms, *[0] * slots][:slots]
-        self._inputs = _StepInputs(self._layout, slots, self._capacity, cut=self._cut)
+        self._widen()
+
+    def _widen(self) -> None:
+        """Make the steps' inputs as wide as the longest row needs, not as the buffers: each step reads them whole."""
+        width = rounded(max([*self._rooms, *self._lengths]) + 1, SMALLEST_CAPACITY, self._context)
+        self._bindings.clear()  # they point into what was there before
+        self._inputs = _StepInputs(self._layout, len(self._slots), width, cut=self._cut)
 
     def _close_ranks(self, keys: Sequence[int]) -> None:
         """Move the rows of ``keys`` from the highest slots into free ones below them."""
@@ -143,6 +153,7 @@ class SharedDecoder:
                 return
             if self._lengths[highest]:
                 self._kv.move(highest, free, self._lengths[highest])
+                self._kv.free(highest, self._lengths[highest])
             self._slots[free], self._slots[highest] = self._slots[highest], None
             self._lengths[free], self._lengths[highest] = self._lengths[highest], 0
             self._rooms[free], self._rooms[highest] = self._rooms[highest], 0
@@ -185,15 +196,16 @@ class SharedDecoder:
 
 
 class _StepInputs:
-    """The plain inputs of a decoding step, in place: token, mask padded on the right, and position of each slot.
+    """The plain inputs of a decoding step, in place: token, mask of ``width`` tokens, and position of each slot.
 
     With ``cut`` the graph is asked for every slot's scores.
     """
 
-    def __init__(self, layout: DecoderLayout, slots: int, capacity: int, *, cut: bool) -> None:
+    def __init__(self, layout: DecoderLayout, slots: int, width: int, *, cut: bool) -> None:
         self._layout = layout
+        self.width = width
         self._places = np.arange(slots, dtype=np.int64)[:, None] if cut else None
-        shapes = {"input_ids": (slots, 1), "attention_mask": (slots, capacity), "position_ids": (slots, 1)}
+        shapes = {"input_ids": (slots, 1), "attention_mask": (slots, width), "position_ids": (slots, 1)}
         self._values = {
             role: np.zeros(shapes[role], numpy_type(layout.elements[name])) for role, name in layout.names.items()
         }
