@@ -21,6 +21,8 @@ TOKENS, QUICK_TOKENS = 64, 16
 IDENTICAL_TOKENS = 32
 """Tokens of each text that is compared with the same row's alone: 32 rows one by one take their time."""
 PROMPT, LONG_PROMPT, PREFIX = 64, 2_000, 1_000
+BARE_TURNS = 3
+"""Times that one text and the bare loop take turns in a round: they are short, and which comes first matters."""
 EVERY_S = 0.05
 """Seconds between two clients that arrive one by one."""
 MODELS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rbee" / "bench-decoders-1"
@@ -90,8 +92,7 @@ class Round:
             if count > 1:
                 found[f"vs_genai_engine_staggered_{count}"] = self._beside("engine", count, EVERY_S)
         found["vs_genai_generators_8"] = self._beside("generators", 8, 0.0)
-        lone = self._speed(self._ours, "engine", 1, 0.0)
-        found["vs_bare_1"] = ratio(lone, self._speed(self._ours, "bare", 1, 0.0))
+        found["vs_bare_1"] = median([self._beside_bare() for _ in range(BARE_TURNS)])
         stall = self._ours.ask(self._common | {"what": "stall", "prompt": LONG_PROMPT, "tokens": 40})
         found["itl_p99_ratio_under_prefill"] = ratio(quantile(stall["during"], 0.99), median(stall["without"]))
         found["ttft_2000_beside_4_s"] = stall["ttft_s"]
@@ -102,6 +103,9 @@ class Round:
         same = self._ours.ask(self._common | ask)
         found["rows_identical"] = same["identical"]
         return found
+
+    def _beside_bare(self) -> float:
+        return self._speed(self._ours, "engine", 1, 0.0) / self._speed(self._ours, "bare", 1, 0.0)
 
     def _beside(self, what: str, rows: int, every_s: float) -> float | None:
         ours = self._speed(self._ours, "engine", rows, every_s)
@@ -149,7 +153,8 @@ FIGURES = (
     Figure("vs_genai_engine_staggered_32", "x", "32 clients, one by one", Target(">=", 1)),
     Figure("vs_genai_generators_8", "x", "8 clients, beside a genai Generator each, in threads", Target(">=", 1.5)),
     Figure("vs_bare_1", "x", "one client, beside a bare loop on the same session", Target(">=", 0.95)),
-    Figure("itl_p99_ratio_under_prefill", "x", "p99 between tokens while 2,000 are read, by median", Target("<=", 3)),
+    Figure("itl_p99_ratio_under_prefill", "x", "p99 between tokens while 2,000 are read, by their median alone",
+           Target("<=", 3)),
     Figure("ttft_2000_beside_4_s", "s", "time to first token of those 2,000 tokens, beside four texts"),
     Figure("prefix_ttft_ratio", "x", "time to first token behind 1,000 known ones, by the first", Target("<=", 0.2)),
     Figure("rows_identical", "", "share of 32 rows that say together what each says alone", Target("=", 1)),

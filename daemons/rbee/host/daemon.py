@@ -122,6 +122,15 @@ async def _run(make: Callable[[Notifier], Awaitable[Daemon]], notifier: Notifier
             await _cancel(watchdog)
 
 
+def look_for_garbage_seldom() -> None:
+    """What lives as long as the process is not searched again and again, nor the rest after each 700 objects.
+
+    Nearly all garbage goes by its count of references.
+    """
+    gc.set_threshold(*_COLLECT_AFTER)
+    gc.freeze()
+
+
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -133,10 +142,7 @@ async def _until_stopped(daemon: Daemon, started: asyncio.Event, stop: asyncio.E
 
     async def live() -> None:
         await daemon.start()
-        # what lives as long as the process is not searched for garbage again and again, nor the rest after each 700
-        # objects: nearly all of it goes by its count of references
-        gc.set_threshold(*_COLLECT_AFTER)
-        gc.freeze()
+        look_for_garbage_seldom()
         started.set()
         await daemon.wait()
 

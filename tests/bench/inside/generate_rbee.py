@@ -9,13 +9,13 @@ import json
 import sys
 import time
 from contextlib import aclosing
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import uvloop
 
+from rbee.host.daemon import look_for_garbage_seldom
 from rbee.wire.worker_spec import Backend
 from rbee.worker.engine.batch.build import BatchSettings, build_batch, build_decoder, open_decoder
 from rbee.worker.engine.decoder import CachePair, read_layout
@@ -47,6 +47,7 @@ class Measured:
         tokenizer, _ = load_tokenizer(folder)
         self.text = TextModel(tokenizer, eos_ids=frozenset(), context_length=self.facts.context_length)
         self.generator, self.plain = self._generator(256 << 20), self._generator(0)
+        look_for_garbage_seldom()
 
     def _generator(self, prefix_bytes: int) -> BatchGenerator:
         settings = BatchSettings(ROWS, self.text.context_length, None, prefix_bytes)
@@ -83,12 +84,9 @@ class Measured:
         return {"identical": sum(a == b for a, b in zip(together, alone, strict=True)) / len(prompts)}
 
     async def stall(self, prompts: list[tuple[int, ...]], long: tuple[int, ...], tokens: int) -> dict[str, Any]:
-        """Times between tokens of rows that decode, in seconds: without, and while ``long`` is read."""
+        """Seconds between tokens of rows that decode: while ``long`` is read, and of the same tokens alone."""
         times: list[list[float]] = [[] for _ in prompts]
-        decoding = [
-            asyncio.ensure_future(self.said(self.plain, prompt, 2_000, each))
-            for prompt, each in zip(prompts, times, strict=True)
-        ]
+        decoding = self._begin(prompts, 2_000, times)
         while min(map(len, times)) < tokens:  # noqa: ASYNC110 - what fills the lists is what is measured
             await asyncio.sleep(0.01)
         first: list[float] = []
@@ -97,9 +95,22 @@ class Measured:
         for task in decoding:
             task.cancel()
         await asyncio.gather(*decoding, return_exceptions=True)
-        without = [b - a for each in times for a, b in pairwise(each) if b < began]
-        during = [b - a for each in times for a, b in pairwise(each) if began < b <= first[0]]
+        alone: list[list[float]] = [[] for _ in prompts]
+        await asyncio.gather(*self._begin(prompts, max(map(len, times)), alone))
+        during, without = [], []
+        for one, other in zip(times, alone, strict=True):
+            places = [at for at, came in enumerate(one) if at and began < came <= first[0]]
+            during += [one[at] - one[at - 1] for at in places]
+            without += [other[at] - other[at - 1] for at in places]
         return {"without": without, "during": during, "ttft_s": first[0] - began}
+
+    def _begin(
+        self, prompts: list[tuple[int, ...]], tokens: int, times: list[list[float]]
+    ) -> list["asyncio.Future[str]"]:
+        return [
+            asyncio.ensure_future(self.said(self.plain, prompt, tokens, each))
+            for prompt, each in zip(prompts, times, strict=True)
+        ]
 
     async def prefix(self, prompt: tuple[int, ...]) -> dict[str, Any]:
         """Time to first token of a prompt, and of one that begins with the same 1,000 tokens, in seconds."""
