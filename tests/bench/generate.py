@@ -95,6 +95,7 @@ class Round:
         found["vs_bare_1"] = median([self._beside_bare() for _ in range(BARE_TURNS)])
         stall = self._ours.ask(self._common | {"what": "stall", "prompt": LONG_PROMPT, "tokens": 40})
         found["itl_p99_ratio_under_prefill"] = ratio(quantile(stall["during"], 0.99), median(stall["without"]))
+        found["itl_p99_ratio_alone"] = ratio(quantile(stall["without"], 0.99), median(stall["without"]))
         found["ttft_2000_beside_4_s"] = stall["ttft_s"]
         prefix = self._ours.ask(self._common | {"what": "prefix", "prompt": PREFIX})
         found["prefix_ttft_ratio"] = ratio(prefix["second_s"], prefix["first_s"])
@@ -155,6 +156,7 @@ FIGURES = (
     Figure("vs_bare_1", "x", "one client, beside a bare loop on the same session", Target(">=", 0.95)),
     Figure("itl_p99_ratio_under_prefill", "x", "p99 between tokens while 2,000 are read, by their median alone",
            Target("<=", 3)),
+    Figure("itl_p99_ratio_alone", "x", "the same without the prompt: what the host itself adds"),
     Figure("ttft_2000_beside_4_s", "s", "time to first token of those 2,000 tokens, beside four texts"),
     Figure("prefix_ttft_ratio", "x", "time to first token behind 1,000 known ones, by the first", Target("<=", 0.2)),
     Figure("rows_identical", "", "share of 32 rows that say together what each says alone", Target("=", 1)),
