@@ -21,8 +21,8 @@ TOKENS, QUICK_TOKENS = 64, 16
 IDENTICAL_TOKENS = 32
 """Tokens of each text that is compared with the same row's alone: 32 rows one by one take their time."""
 PROMPT, LONG_PROMPT, PREFIX = 64, 2_000, 1_000
-BARE_TURNS = 3
-"""Times that one text and the bare loop take turns in a round: they are short, and which comes first matters."""
+LONE_TURNS = 3
+"""Times that one text and its reference take turns in a round: it is short, and which comes first matters."""
 EVERY_S = 0.05
 """Seconds between two clients that arrive one by one."""
 MODELS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rbee" / "bench-decoders-1"
@@ -92,7 +92,7 @@ class Round:
             if count > 1:
                 found[f"vs_genai_engine_staggered_{count}"] = self._beside("engine", count, EVERY_S)
         found["vs_genai_generators_8"] = self._beside("generators", 8, 0.0)
-        found["vs_bare_1"] = median([self._beside_bare() for _ in range(BARE_TURNS)])
+        found["vs_bare_1"] = self._in_turns(self._ours, "bare", 1, 0.0)
         stall = self._ours.ask(self._common | {"what": "stall", "prompt": LONG_PROMPT, "tokens": 40})
         found["itl_p99_ratio_under_prefill"] = ratio(quantile(stall["during"], 0.99), median(stall["without"]))
         found["itl_p99_ratio_alone"] = ratio(quantile(stall["without"], 0.99), median(stall["without"]))
@@ -105,12 +105,15 @@ class Round:
         found["rows_identical"] = same["identical"]
         return found
 
-    def _beside_bare(self) -> float:
-        return self._speed(self._ours, "engine", 1, 0.0) / self._speed(self._ours, "bare", 1, 0.0)
-
     def _beside(self, what: str, rows: int, every_s: float) -> float | None:
-        ours = self._speed(self._ours, "engine", rows, every_s)
-        return None if self._reference is None else ratio(ours, self._speed(self._reference, what, rows, every_s))
+        return None if self._reference is None else self._in_turns(self._reference, what, rows, every_s)
+
+    def _in_turns(self, other: Child, what: str, rows: int, every_s: float) -> float | None:
+        def turn() -> float:
+            ours = self._speed(self._ours, "engine", rows, every_s)
+            return ours / self._speed(other, what, rows, every_s)
+
+        return median([turn() for _ in range(LONE_TURNS if rows == 1 else 1)])
 
     def _speed(self, of: Child, what: str, rows: int, every_s: float) -> float:
         ask = self._common | {"what": what, "rows": rows, "every_s": every_s, "prompt": PROMPT}
@@ -164,7 +167,7 @@ FIGURES = (
 
 BENCH = Bench(
     "generate",
-    "Text from decoders of 107 million random parameters (fp32, int4), on the CPU; the worse model's figure.",
+    "Text from decoders of 107 million random parameters on the CPU, fp32 and int4 (a quick run: int4 alone): the worse's.",
     FIGURES,
     measure,
 )
