@@ -11,7 +11,7 @@ from tests.contract.hive import fuzz_hive
 from tests.contract.queen import fuzz_queen
 from tests.contract.worker import fuzz_worker
 
-DAEMONS = {"queen": (fuzz_queen, 40), "hive": (fuzz_hive, 30), "worker": (fuzz_worker, 30)}
+DAEMONS = {"queen": (fuzz_queen, 40), "hive": (fuzz_hive, 25), "worker": (fuzz_worker, 25)}
 """How each is fuzzed, and for how many seconds unless they are named."""
 
 

@@ -46,6 +46,7 @@ def check_whole(found: Document) -> None:
             named = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
             assert named == placeholders, path
             assert "default" in operation["responses"]
+    assert "\\Z" not in str(found), "no JSON Schema knows it"
     for reference in _references(found):
         place: Any = found
         for part in reference.removeprefix("#/").split("/"):

@@ -49,11 +49,14 @@ async def test_a_worker_answers_as_its_document_says(tmp_path: Path, models: Pat
 
 async def test_what_asks_for_nothing_is_taken_and_stands_in_the_document(tmp_path: Path, models: Path) -> None:
     said: dict[str, object] = {"stream": None, "user": "me", "best_of": 1, "echo": False, "store": None}
-    asked = CHAT | said
+    strange = {"beams": None}
+    asked = CHAT | said | strange
     async with serving(tmp_path, model=str(models / "bee-talk")) as worker, worker.session() as client:
         found = await document(client, worker.url)
-        properties = found["components"]["schemas"]["ChatBody"]["properties"]
-        assert properties.keys() >= {*asked, *LABELS, *NEUTRAL}
+        body = found["components"]["schemas"]["ChatBody"]
+        properties = body["properties"]
+        assert properties.keys() >= {*said, *LABELS, *NEUTRAL}
+        assert body["additionalProperties"] == {"type": "null"}
         assert {"type": "null"} in properties["stream"]["anyOf"]
         async with client.post("/v1/chat/completions", json=asked) as response:
             assert response.status == 200, await response.text()

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from rbee.wire.errors import ErrorBody
 from rbee.wire.http.middleware import CORRELATION_HEADER, is_open
-from rbee.wire.http.operations import JSON, Operation, operation, operation_of
+from rbee.wire.http.operations import JSON, SCHEMA, Operation, operation, operation_of
 from rbee.wire.http.server import json_response
 from rbee.wire.model_reference import MODEL_ID
 from rbee.wire.names import HIVE_ID, MODEL_NAME, WORKER_ID
@@ -87,6 +87,9 @@ def document(app: web.Application, title: str, version: str, headers: Mapping[st
     types = [ErrorBody, *(kind for kind in named if kind is not None)]
     schemas, components = msgspec.json.schema_components(types, schema_hook=_any_json, ref_template=_REF)
     by_type = {id(kind): schema for kind, schema in zip(types, schemas, strict=True)}
+    for kind, schema in zip(types, schemas, strict=True):
+        if hasattr(kind, SCHEMA):
+            components[schema["$ref"].rpartition("/")[2]] |= getattr(kind, SCHEMA)
     carried = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
     writer = _Writer(by_type, carried)
     schemes = {route.scheme for route in routes if route.scheme is not None}
@@ -98,7 +101,7 @@ def document(app: web.Application, title: str, version: str, headers: Mapping[st
         "info": {"title": title, "version": version},
         "paths": paths,
         "components": {
-            "schemas": components,
+            "schemas": _portable(components),
             "securitySchemes": {scheme: _SCHEMES[scheme] for scheme in sorted(schemes)},
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()},
         },
@@ -114,6 +117,18 @@ def _any_json(kind: type) -> Json:
     if kind is object:
         return {"description": "any JSON value"}
     raise NotImplementedError(kind)
+
+
+def _portable(node: Any) -> Any:  # noqa: ANN401 - a schema, or a part of one
+    """A schema whose patterns end as JSON Schema's regular expressions do: Python's ``\\Z`` is ``$`` there."""
+    if isinstance(node, list):
+        return [_portable(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    written = {key: _portable(value) for key, value in node.items()}
+    if isinstance(pattern := written.get("pattern"), str):
+        written["pattern"] = re.sub(r"\\Z$", "$", pattern)
+    return written
 
 
 class _Writer:

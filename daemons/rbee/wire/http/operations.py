@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 H = TypeVar("H")
+SCHEMA = "rbee_schema"
+"""Attribute of a struct: what its schema says otherwise than its fields do, a mapping of keywords to their values."""
 _OPERATION = "rbee_operation"
 JSON, EVENTS, BYTES, TEXT = "application/json", "text/event-stream", "application/octet-stream", "text/plain"
 """Media types."""

@@ -39,18 +39,18 @@ class ModelList(msgspec.Struct, frozen=True):
     object: Literal["list"] = "list"
 
 
-class CalledFunction(msgspec.Struct, frozen=True):
+class FunctionCall(msgspec.Struct, frozen=True):
     """What a call calls; ``arguments`` is JSON text."""
 
     name: str
     arguments: str
 
 
-class ToolCall(msgspec.Struct, frozen=True):
+class AssistantCall(msgspec.Struct, frozen=True):
     """A call that the model asks for."""
 
     id: str
-    function: CalledFunction
+    function: FunctionCall
     type: Literal["function"] = "function"
 
 
@@ -58,7 +58,7 @@ class AssistantMessage(msgspec.Struct, frozen=True):
     """What the assistant says; its ``content`` is null where it calls tools alone."""
 
     content: str | None
-    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[AssistantCall] | msgspec.UnsetType = msgspec.UNSET
     role: Literal["assistant"] = "assistant"
     refusal: None = None
 

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rbee.worker.api.openai_answers import (
+    AssistantCall,
     AssistantMessage,
-    CalledFunction,
     ChatChoice,
     ChatCompletion,
+    FunctionCall,
     TextChoice,
     TextCompletion,
     Usage,
 )
-from rbee.worker.api.openai_answers import ToolCall as WrittenCall
 from rbee.worker.engine.generation import Finished, FinishReason, Piece, ScoredToken, TokenLogprob
 from rbee.worker.engine.tool_parser import Found, MoreArguments, ToolCall, ToolCallParser
 
@@ -218,9 +218,9 @@ def _scored(token: ScoredToken) -> Json:
     return {"token": token.spelt.text, "logprob": token.logprob, "bytes": list(token.spelt.raw)}
 
 
-def _written(calls: Sequence[CallDelta]) -> list[WrittenCall]:
+def _written(calls: Sequence[CallDelta]) -> list[AssistantCall]:
     return [
-        WrittenCall(call.begins.call_id, CalledFunction(call.begins.name, call.arguments))
+        AssistantCall(call.begins.call_id, FunctionCall(call.begins.name, call.arguments))
         for call in calls
         if call.begins is not None
     ]

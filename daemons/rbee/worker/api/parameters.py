@@ -8,6 +8,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from rbee.wire.errors import InvalidRequest, UnsupportedParameter
+from rbee.wire.http.operations import SCHEMA
 from rbee.wire.http.server import decode_body, read_json
 from rbee.worker.api.structured import ResponseFormat, StructuredOutputs
 from rbee.worker.engine.penalties import LEAST_REPETITION, MOST_REPETITION
@@ -31,6 +32,7 @@ Stop = Annotated[str, Meta(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Meta(max_length=16)] | Stop
 
 T = TypeVar("T", bound=msgspec.Struct)
+_NULL_COUNTS_AS_ABSENT = {"additionalProperties": {"type": "null"}}
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "n": (1,),
     "best_of": (1,),
@@ -104,7 +106,7 @@ def accepted(kind: type[T]) -> type[msgspec.Struct]:
     fields += [(name, _one_of((*values, None)), None) for name, values in NEUTRAL.items() if name not in known]
     fields += [(name, Any, None) for name in sorted(LABELS - known)]
     return msgspec.defstruct(
-        kind.__name__, fields, namespace={"__doc__": kind.__doc__}, kw_only=True, forbid_unknown_fields=True
+        kind.__name__, fields, namespace={"__doc__": kind.__doc__, SCHEMA: _NULL_COUNTS_AS_ABSENT}, kw_only=True
     )
 
 
