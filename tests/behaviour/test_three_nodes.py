@@ -12,7 +12,7 @@ import pytest
 from pytest_bdd import given, parsers, scenarios, then, when
 
 from rbee.keeper.demo.corpus import LONG_QUESTION
-from tests.behaviour.support.fleet import MODEL, SHARED, Json, Outcomes
+from tests.behaviour.support.fleet import MODEL, SHARED, Json, Outcomes, declare
 from tests.behaviour.support.http import Http
 from tests.behaviour.support.model_source import Fault
 from tests.behaviour.support.three_nodes import CROWD, NAMES, ThreeNodes, three_nodes
@@ -284,6 +284,14 @@ def infer(fleet: ThreeNodes, call: Call, *arguments: str, before: tuple[str, ...
 
 @when("rbee infer --ephemeral asks the model")
 def asks(fleet: ThreeNodes, call: Call) -> None:
+    infer(fleet, call, "--model", MODEL, "--prompt", "bees", "--max-tokens", "4")
+
+
+@when("rbee infer --ephemeral asks a model of which one worker is kept")
+def asks_a_kept_one(fleet: ThreeNodes, call: Call) -> None:
+    """The queen starts it anew on a node whose hive is still there."""
+    kept = {"replicas": {"min": 1, "max": 1}, "node": STOPPED[0]}
+    declare(fleet.queen, fleet.declared | {MODEL: fleet.declared[MODEL] | kept})
     infer(fleet, call, "--model", MODEL, "--prompt", "bees", "--max-tokens", "4")
 
 

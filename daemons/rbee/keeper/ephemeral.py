@@ -15,7 +15,7 @@ from rbee.keeper.nodes import queen, reach
 from rbee.keeper.nodes.install import HIVE_UNITS, REPORT_LIMIT_S
 from rbee.keeper.nodes.remote import Root
 from rbee.keeper.nodes.ssh import Ssh
-from rbee.keeper.nodes.units import Run, Units, here
+from rbee.keeper.nodes.units import Run, Units, here, workers_up
 from rbee.keeper.nodes.wait import Since, await_hives, await_report, await_starts, hives
 from rbee.keeper.render import say
 from rbee.keeper.workers import all_workers
@@ -102,17 +102,17 @@ def _start_queen(ends: Ends) -> bool:
     idle = units.idle()
     if QUEEN_UNITS[-1] not in idle:
         return False
-    _start(ends, "the queen", units, idle)
+    _start(units, idle)
+    ends.started("the queen", lambda: units.stop(idle))
     return True
 
 
-def _start(ends: Ends, what: str, units: Units, idle: Sequence[str]) -> None:
+def _start(units: Units, idle: Sequence[str]) -> None:
     try:
         units.start(idle)
     except BaseException:
         units.stop(idle)  # a part of it may run
         raise
-    ends.started(what, lambda: units.stop(idle))
 
 
 def _start_hives(ends: Ends, model: str, node: str | None, *, fresh: bool) -> set[str]:
@@ -151,7 +151,9 @@ def _start_own_hive(ends: Ends, *, fresh: bool) -> None:
     starts = HIVE_UNITS[-1] in idle
     known = hives()
     if starts:
-        _start(ends, "this machine's hive", units, idle)
+        before = workers_up(here)
+        _start(units, idle)
+        ends.started("this machine's hive", lambda: stop_hive(here, idle, before))
     if starts or (fresh and not known):
         await_hives(known + 1, REPORT_LIMIT_S)
 
@@ -159,18 +161,32 @@ def _start_own_hive(ends: Ends, *, fresh: bool) -> None:
 def _start_node(ends: Ends, node: Node, ssh: Ssh) -> bool:
     """Start a node's hive; whether it did not run. In a thread of its own."""
     with ssh:
-        units = Units(_as_root(ssh), HIVE_UNITS)
+        run = _as_root(ssh)
+        units = Units(run, HIVE_UNITS)
         idle = units.idle()
         if HIVE_UNITS[-1] not in idle:
             return False
+        before = workers_up(run)
         units.start(idle)
-    ends.started(f"the hive of {node.details.name}", lambda: _stop_node(node, idle))
+    ends.started(f"the hive of {node.details.name}", lambda: _stop_node(node, idle, before))
     return True
 
 
-def _stop_node(node: Node, names: Sequence[str]) -> None:
+def _stop_node(node: Node, names: Sequence[str], before: set[str]) -> None:
     with reach.connect(node) as ssh:
-        Units(_as_root(ssh), HIVE_UNITS).stop(names)
+        stop_hive(_as_root(ssh), names, before)
+
+
+def stop_hive(run: Run, names: Sequence[str], before: set[str]) -> None:
+    """Stop a hive's units, then the workers there that did not run ``before``.
+
+    A queen who keeps some of a model starts them anew as they are stopped, for as long as a hive takes her orders.
+    """
+    Units(run, HIVE_UNITS).stop(names)
+    late = sorted(workers_up(run) - before)
+    if late:
+        Units(run, late).stop(late)
+        say(f"stopped {', '.join(late)}")
 
 
 def _as_root(ssh: Ssh) -> Run:

@@ -68,6 +68,7 @@ Feature: A fleet of three nodes, over its days
 
     Examples:
       | what                                      | code |
+      | asks a model of which one worker is kept  | 0    |
       | asks a model that there is not            | 1    |
       | is interrupted amid a long answer         | 130  |
       | is interrupted while its model is fetched | 130  |

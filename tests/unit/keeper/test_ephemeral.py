@@ -1,5 +1,6 @@
 """What a call starts for itself: units told in their order, commands that fail, and every end tried."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import click
 import pytest
 from tests.unit.keeper.peer import STREAM_HEAD, Asked, Peer, Send, answer, error
 
-from rbee.keeper.ephemeral import Ends, end_workers
+from rbee.keeper.ephemeral import Ends, end_workers, stop_hive
 from rbee.keeper.failure import CommandFailed
-from rbee.keeper.nodes.units import Units, here
+from rbee.keeper.nodes.units import Units, here, workers_up
 from rbee.keeper.settings import Flags
 
 SYSTEMCTL = f"""#!{sys.executable}
@@ -24,6 +25,8 @@ if arguments[0] == "is-active":
     sys.exit(3)
 if arguments[0] == "show":
     print("LoadState=" + ("loaded" if arguments[1] in states else "not-found"))
+if arguments[0] == "list-units":
+    print("\\n".join(f"{{unit}} loaded active running Worker" for unit in states if unit.startswith("rbee-worker@")))
 if arguments[0] == "start" and "bad.service" in arguments:
     sys.exit("Job for bad.service failed")
 """
@@ -58,6 +61,15 @@ def test_units_that_are_not_there_are_not_installed(told: Path) -> None:
 def test_a_unit_that_does_not_start_says_why(told: Path) -> None:
     with pytest.raises(CommandFailed, match=r"(?s)start -- bad.service' ended with 1: run it as root.*Job for bad"):
         Units(here, ["bad.service"]).start(["bad.service"])
+
+
+def test_workers_that_came_up_meanwhile_end_after_their_hive(told: Path) -> None:
+    units = {f"rbee-worker@{name}.service": "active" for name in ("before", "late")}
+    told.with_name("states").write_text(json.dumps(units | {"rbee-hive.service": "active"}))
+    assert workers_up(here) == units.keys()
+    stop_hive(here, ["rbee-hive.service"], {"rbee-worker@before.service"})
+    stops = [line for line in told.read_text().splitlines() if line.startswith("stop")]
+    assert stops == ["stop rbee-hive.service", "stop rbee-worker@late.service"]
 
 
 def test_a_command_that_is_not_there_or_does_not_end(told: Path) -> None:

@@ -9,6 +9,7 @@ from rbee.keeper.nodes.ssh import Ran
 _LOOK_LIMIT_S = 30.0
 _ORDER_LIMIT_S = 120.0
 _RUNS = ("active", "activating", "reloading")
+_WORKERS = "rbee-worker@*.service"
 _MOST_TOLD = 600
 Run = Callable[[Sequence[str], float, bool], Ran]
 """Runs argv as root within so many seconds; with True an exit status other than 0 is an error that is raised."""
@@ -31,6 +32,12 @@ def here(argv: Sequence[str], limit_s: float, check: bool) -> Ran:
             + done.stderr.strip()[-_MOST_TOLD:]
         )
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def workers_up(run: Run) -> set[str]:
+    """The units of workers on a machine that run, or begin to."""
+    argv = ["systemctl", "list-units", "--plain", "--no-legend", f"--state={','.join(_RUNS)}", "--", _WORKERS]
+    return {line.split()[0] for line in run(argv, _LOOK_LIMIT_S, True).out.splitlines() if line.strip()}
 
 
 class Units:
