@@ -23,10 +23,13 @@ MODULES = (
     "rbee/queen/express/lane.py",
     "rbee/queen/express/upstreams.py",
     "rbee/queen/registry/registry.py",
+    "rbee/queen/registry/rows.py",
     "rbee/queen/requests/audited.py",
     "rbee/queen/requests/explain.py",
     "rbee/queen/routing/affinity.py",
     "rbee/queen/routing/breaker.py",
+    "rbee/queen/routing/decision.py",
+    "rbee/queen/routing/metrics.py",
     "rbee/queen/routing/placing.py",
     "rbee/queen/routing/pool.py",
 )

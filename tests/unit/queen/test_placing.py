@@ -13,7 +13,8 @@ from rbee.queen.metrics import QueenMetrics
 from rbee.queen.registry.registry import Registry, SilenceLimits
 from rbee.queen.registry.rows import Worker
 from rbee.queen.routing.affinity import Affinity
-from rbee.queen.routing.decision import MOST_SEEN, Key, Reason, free, load, prefers
+from rbee.queen.routing.decision import Key, Reason, free, load, prefers
+from rbee.queen.routing.placed import MOST_SEEN
 from rbee.queen.routing.placing import Placer, looked_at
 from rbee.wire.messages import WorkerState
 

@@ -9,7 +9,8 @@ import msgspec
 
 from rbee.queen.admission.fair import FairQueue, Priority
 from rbee.queen.registry.rows import Worker
-from rbee.queen.routing.decision import Key, Placement
+from rbee.queen.routing.decision import Key
+from rbee.queen.routing.placed import Placement
 from rbee.wire.deadline import Deadline
 from rbee.wire.errors import RbeeError
 from rbee.wire.messages import WorkerReport, WorkerState

@@ -146,11 +146,14 @@ def tells_of_start(report: WorkerReport, before: WorkerReport | None) -> bool:
     return before is None or report.state is not before.state or report.invocation_id != before.invocation_id
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change:
     """A worker changed; ``removed`` when it is gone."""
 
-    worker: Worker
-    removed: bool = False
+    __slots__ = ("removed", "worker")
+
+    def __init__(self, worker: Worker, *, removed: bool = False) -> None:
+        self.worker = worker
+        self.removed = removed
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from rbee.host.audit.entries import SYSTEM, EventType
 from rbee.host.audit.log import AuditLog
 from rbee.queen.requests.explain import Trail
-from rbee.queen.routing.decision import Placement
+from rbee.queen.routing.placed import Placement
 
 
 class AuditedTrail(Trail):

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from rbee.queen.placement.decision import Decision
 from rbee.queen.registry.rows import Worker
 from rbee.queen.requests.explanations import Considered, Explanation, Step, What, WorkerExplanation
-from rbee.queen.routing.decision import Key, Placement, Seen, routable
+from rbee.queen.routing.decision import Key, routable
+from rbee.queen.routing.placed import Placement, Seen
 from rbee.wire.errors import NotFound, RbeeError
 
 KEPT = 2000

@@ -9,8 +9,9 @@ from rbee.queen.admission.waiting import Want
 from rbee.queen.registry.registry import Registry
 from rbee.queen.registry.rows import Worker
 from rbee.queen.routing.affinity import Affinity, beginnings
-from rbee.queen.routing.decision import MOST_SEEN, Placement, Reason, Seen, prefers
+from rbee.queen.routing.decision import Reason, prefers
 from rbee.queen.routing.metrics import PlacingMetrics, Remembered
+from rbee.queen.routing.placed import MOST_SEEN, Placement, Seen
 from rbee.queen.routing.pool import Pool
 
 _MOST_HOLDERS_ASKED = 8
