@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import os
 import socket
-import sys
 import uuid
 from collections.abc import Callable, Sequence
 
@@ -23,7 +21,6 @@ from rbee.hive.farewell import see_off
 from rbee.hive.gpus import Gpus
 from rbee.hive.health import HealthChecks
 from rbee.hive.last_words import LastWords
-from rbee.hive.logs import JournalLogs, KeptLogs, LogSource
 from rbee.hive.machine_watch import MachineWatch
 from rbee.hive.metrics import HiveMetrics
 from rbee.hive.models.metrics import ModelMetrics
@@ -34,6 +31,7 @@ from rbee.hive.provision import Provision, users_of_models
 from rbee.hive.queen_link import QueenLink
 from rbee.hive.reload import callback_token, needing_restart, put_bearer
 from rbee.hive.revoked import RevokedList
+from rbee.hive.supervisor import supervisor_of
 from rbee.hive.workers import Change, WorkerTable
 from rbee.host.audit.callers import AuditedCallers
 from rbee.host.audit.log import AuditLog
@@ -44,7 +42,6 @@ from rbee.host.journal import set_level
 from rbee.host.machine import machine_facts
 from rbee.host.notify import Notifier, counted
 from rbee.host.sockets import encrypted_for_others, is_loopback, refuse_public_without_token, tcp_address
-from rbee.host.units.facts import UnitSupervisor
 from rbee.wire.auth import Role, TokenVerifier
 from rbee.wire.errors import ConfigError
 from rbee.wire.http.client import client_session
@@ -65,7 +62,6 @@ _LAST_WORDS_S = 2.0
 SEE_OFF_S = 31.0  # a worker has 30 s (TimeoutStopSec), then SIGKILL; the hive's own unit gives it 35 s
 _REFRESH_MOST_S = 5.0
 _READY_STATES = (WorkerState.IDLE, WorkerState.BUSY)
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "PYTHONPATH")
 
 
 class HiveDaemon:
@@ -97,7 +93,7 @@ class HiveDaemon:
             hive_id_of(config), uuid.uuid4().hex, config.paths, self._metrics, self._on_report, self._on_resync,
             self._on_crash,
         )  # fmt: skip
-        self._units, self._logs = self._supervisor()
+        self._units, self._logs = supervisor_of(config, self._on_failure, self._metrics.bus_reconnects.inc)
         self._last_words = LastWords(self._logs, self._tasks, self._table.set_last_log)
         self._definitions = Definitions(config.paths)
         self._machine_watch = MachineWatch(
@@ -272,31 +268,6 @@ class HiveDaemon:
         )
 
     # The parts.
-
-    def _supervisor(self) -> tuple[UnitSupervisor, LogSource]:
-        # each is imported where it is used: neither pays the memory of the other
-        if self._config.supervisor is SupervisorKind.SYSTEMD:
-            from rbee.host.units.systemd import SystemdUnits
-
-            return SystemdUnits(self._on_failure, on_reconnect=self._metrics.bus_reconnects.inc), JournalLogs()
-        from rbee.host.units.child import ChildUnits
-        from rbee.host.units.child_life import ChildSettings
-
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        units = ChildUnits(
-            self._on_failure,
-            command=self._worker_command,
-            environment={**environment, "ORT_DISABLE_TELEMETRY": "1"},
-            settings=ChildSettings(),
-        )
-        return units, KeptLogs(units.lines)
-
-    def _worker_command(self, worker_id: str) -> list[str]:
-        config = self._config
-        return [
-            sys.executable, "-m", "rbee.worker.main", "--id", worker_id, "--config-dir", config.config_dir,
-            "--state-dir", config.state_dir, "--run-dir", config.run_dir,
-        ]  # fmt: skip
 
     def _open_way_to_queen(self, url: str) -> None:
         identity = self._config.tls.identity
