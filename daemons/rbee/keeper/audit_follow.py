@@ -57,7 +57,7 @@ class Reader:
         in_hand = None if self._file is None else os.fstat(self._file.fileno()).st_ino
         while True:
             with contextlib.suppress(FileNotFoundError):  # rotated between two looks: the names are others now
-                found = {path.stat().st_ino: path for path in files_of(self._folder)}
+                found = {path.stat().st_ino: path for path in self._files()}
                 numbers = list(found)
                 # the oldest are removed first: where the one in hand is gone, the oldest one left follows it
                 after = numbers[numbers.index(in_hand) + 1 :] if in_hand in found else numbers
@@ -67,6 +67,12 @@ class Reader:
                 if os.fstat(file.fileno()).st_ino == after[0]:
                     return file
                 file.close()
+
+    def _files(self) -> list[Path]:
+        try:
+            return files_of(self._folder)
+        except FileNotFoundError:  # removed with its daemon: the other log goes on, and this one may come again
+            return []
 
 
 def _whole_lines(file: BinaryIO) -> Iterator[bytes]:

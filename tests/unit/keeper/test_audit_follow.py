@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import threading
@@ -140,3 +141,16 @@ def test_what_is_rotated_away_between_two_readings_is_read_in_its_order(tmp_path
         write(file, *names)
         assert workers_of(reader) == names
         assert workers_of(reader) == []
+
+
+def test_a_log_whose_folder_was_removed_has_nothing_new_until_it_is_there_again(tmp_path: Path) -> None:
+    folder = tmp_path / "hive"
+    with contextlib.closing(Reader(folder)) as reader:
+        with writing(folder) as file:
+            write(file, "a")
+            assert workers_of(reader) == ["a"]
+        shutil.rmtree(folder)
+        assert workers_of(reader) == []
+        with writing(folder) as file:
+            write(file, "b")
+            assert workers_of(reader) == ["b"]
