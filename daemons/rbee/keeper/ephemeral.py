@@ -80,7 +80,7 @@ def everything(model: str, node: str | None) -> Iterator[None]:
         fresh = _start_queen(ends)
         started = _start_hives(ends, model, node, fresh=fresh)
         before = {_key(worker) for worker in _up()}
-        ends.acts.append(("its workers", lambda: end_workers(ends, before, model, None if fresh else started)))
+        end_workers(ends, before, model, None if fresh else started)
         yield
     finally:
         ends.run()
@@ -216,15 +216,19 @@ def _up() -> list[WorkerReport]:
 
 
 def end_workers(ends: Ends, before: set[_Key], model: str, hives: set[str] | None) -> None:
-    """Add the workers that were not up before: those of the model, and those of ``hives`` (None: of every hive).
+    """Note that workers are to be stopped: those of the model, and those of ``hives`` (None: of every hive).
 
-    A start that the queen has begun for the call is waited for: no list has its worker yet. Raises what the queen
-    raises, and StepFailed.
+    Those that were up ``before`` are left alone. A start that the queen has begun for the call is waited for first: no
+    list has its worker yet. Where that is in vain, those that are known are stopped all the same.
     """
-    await_starts(STARTS_LIMIT_S)
-    for worker in _up():
-        if _key(worker) not in before and (hives is None or worker.hive_id in hives or _is_of(worker, model)):
-            ends.add(f"worker {worker.hive_id}/{worker.worker_id}", partial(_stop_worker, worker))
+
+    def find() -> None:
+        for worker in _up():
+            if _key(worker) not in before and (hives is None or worker.hive_id in hives or _is_of(worker, model)):
+                ends.add(f"worker {worker.hive_id}/{worker.worker_id}", partial(_stop_worker, worker))
+
+    ends.acts.append(("its workers", find))
+    ends.acts.append(("a worker that is being started", lambda: await_starts(STARTS_LIMIT_S)))
 
 
 def _stop_worker(worker: WorkerReport) -> None:

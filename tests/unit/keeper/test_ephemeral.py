@@ -8,6 +8,7 @@ import click
 import pytest
 from tests.unit.keeper.peer import STREAM_HEAD, Asked, Peer, Send, answer, error
 
+from rbee.keeper import ephemeral
 from rbee.keeper.ephemeral import Ends, end_workers, stop_hive
 from rbee.keeper.failure import CommandFailed
 from rbee.keeper.nodes.units import Units, here, workers_up
@@ -99,11 +100,14 @@ def test_every_end_is_tried_the_latest_first_and_what_is_left_is_named(capsys: p
 
 
 class Queen:
-    """A queen whose workers stop as they are told, but one; ``late`` is one whose start she has begun, if any."""
+    """A queen whose workers stop as they are told, but one; ``late`` is one whose start she has begun, if any.
 
-    def __init__(self, *workers: str, stuck: str = "", late: str = "") -> None:
+    ``restless``: there is always one more start under way.
+    """
+
+    def __init__(self, *workers: str, stuck: str = "", late: str = "", restless: bool = False) -> None:
         self.states = dict.fromkeys(workers, "idle")
-        self._stuck, self._late = stuck, late
+        self._stuck, self._late, self._restless = stuck, late, restless
         self._looks = 0
 
     def __call__(self, asked: Asked, send: Send) -> None:
@@ -128,14 +132,14 @@ class Queen:
         if self._late and self._looks > 1:
             self.states.setdefault(self._late, "loading")
             return 0
-        return int(bool(self._late))
+        return int(bool(self._late) or self._restless)
 
 
 def ended(folder: Path, queen: Queen) -> Ends:
     ends = Ends()
     context = click.Context(click.Command("rbee"), obj=Flags(queen_socket=folder / "q.sock"))
     with Peer(queen, folder / "q.sock"), context:
-        ends.acts.append(("its workers", lambda: end_workers(ends, {("h", "before")}, "m", set())))
+        end_workers(ends, {("h", "before")}, "m", set())
         ends.run()
     return ends
 
@@ -155,3 +159,13 @@ def test_a_worker_whose_start_was_begun_and_is_in_no_list_yet_is_waited_for_and_
     queen = Queen("before", late="placed")
     assert ended(tmp_path, queen).left == []
     assert queen.states == {"before": "idle", "placed": "stopped"}
+
+
+def test_where_starts_go_on_and_on_the_workers_that_are_known_are_stopped_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ephemeral, "STARTS_LIMIT_S", 0.2)
+    queen = Queen("before", "ours", restless=True)
+    assert ended(tmp_path, queen).left == ["a worker that is being started"]
+    assert queen.states == {"before": "idle", "ours": "stopped"}
+    assert "the queen has starts of workers under way for 0.2 s" in capsys.readouterr().err
