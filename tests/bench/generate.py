@@ -167,7 +167,7 @@ FIGURES = (
 
 BENCH = Bench(
     "generate",
-    "Text from decoders of 107 million random parameters on the CPU, fp32 and int4 (a quick run: int4 alone): the worse's.",
+    "Text on the CPU, decoders of 107 million random parameters, fp32 and int4 (a quick run: int4 alone): the worse's.",
     FIGURES,
     measure,
 )
