@@ -12,6 +12,8 @@ from tests.unit.worker.batches import CPU, Small, tiny
 
 from rbee.keeper.demo.decoder import build as build_talk
 from rbee.wire.errors import InferenceError
+from rbee.worker.engine.batch import host_kv
+from rbee.worker.engine.batch import shared as shared_decoder
 from rbee.worker.engine.batch.build import Batch
 from rbee.worker.engine.batch.decoders import BatchDecoder, Chunk, Token
 from rbee.worker.engine.batch.host_kv import KEPT_TOKENS, HostKv
@@ -45,7 +47,17 @@ def device(shared: Small) -> Small:
     return shared.as_on_device()
 
 
-@pytest.fixture(params=["shared", "device", "growing"])
+@pytest.fixture
+def tight(shared: Small, monkeypatch: pytest.MonkeyPatch) -> Small:
+    """Buffers that begin small and give everything back, so that short texts outgrow them again and again."""
+    monkeypatch.setattr(HostKv, "least_slots", 1)
+    monkeypatch.setattr(HostKv, "least_capacity", 24)
+    monkeypatch.setattr(host_kv, "KEPT_TOKENS", 0)
+    monkeypatch.setattr(shared_decoder, "SMALLEST_CAPACITY", 16)
+    return shared
+
+
+@pytest.fixture(params=["shared", "tight", "device", "growing"])
 def small(request: pytest.FixtureRequest) -> Small:
     found: Small = request.getfixturevalue(request.param)
     return found

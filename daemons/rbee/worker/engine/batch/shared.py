@@ -139,7 +139,7 @@ class SharedDecoder:
 
     def _widen(self) -> None:
         """Make the steps' inputs as wide as the longest row needs, not as the buffers: each step reads them whole."""
-        width = rounded(max([*self._rooms, *self._lengths]) + 1, SMALLEST_CAPACITY, self._context)
+        width = rounded(max([*self._rooms, *self._lengths]) + 1, SMALLEST_CAPACITY, self._capacity)
         self._bindings.clear()  # they point into what was there before
         self._inputs = _StepInputs(self._layout, len(self._slots), width, cut=self._cut)
 
