@@ -41,18 +41,16 @@ class Pace:
         The journal takes 10,000 in 30 s from a unit and drops what is more, errors too. Those held back are counted in
         a record of their own, with the words ``counted``, before the next one that is not.
         """
-        if not logger.isEnabledFor(level) or not self._allows(now):
+        second = int(now)
+        if second != self._second:
+            self._second, self._let = second, 0
+        if self._let >= self._most:  # asked first: on a busy daemon nearly all are held back
+            self._left_out += 1
             return False
+        if not logger.isEnabledFor(level):
+            return False
+        self._let += 1
         unnamed, self._left_out = self._left_out, 0
         if unnamed:
             log(logger, level, counted, requests=unnamed)
-        return True
-
-    def _allows(self, now: float) -> bool:
-        if int(now) != self._second:
-            self._second, self._let = int(now), 0
-        self._let += 1
-        if self._let > self._most:
-            self._left_out += 1
-            return False
         return True

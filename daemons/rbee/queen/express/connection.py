@@ -179,7 +179,8 @@ class ExpressConnection(web.RequestHandler):
             self.transport.close()
         else:
             self._next_keepalive_close_time = self._loop.time() + KEEPALIVE_S
-            self._release_held()
+            if self._held:
+                self._release_held()
 
     def _settle(self) -> None:
         self._exchange, self._busy = None, b""

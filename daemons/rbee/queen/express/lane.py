@@ -206,16 +206,15 @@ class _Counts:
         children = self._of.get(key) or self._found(key)
         children.requests.inc()
         children.http_requests.inc()
-        took = (trail.ended or time.perf_counter()) - trail.arrived
-        example = self._example(trail)
+        ended = trail.ended or time.perf_counter()
+        took, example = ended - trail.arrived, self._example(trail, ended)
         children.duration.observe(took, example)
         children.http_duration.observe(took, example)
         if code is not None:
             self._metrics.errors.labels(code_label(code)).inc()
 
-    def _example(self, trail: Trail) -> dict[str, str] | None:
+    def _example(self, trail: Trail, now: float) -> dict[str, str] | None:
         """The request as an exemplar, once in a while: a scraper sees one a bucket whatever their number."""
-        now = time.monotonic()
         if now < self._example_due or trail.correlation_id is None:
             return None
         self._example_due = now + _EXAMPLE_EVERY_S
