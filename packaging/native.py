@@ -33,8 +33,8 @@ MODULES = (
     "rbee/queen/routing/placing.py",
     "rbee/queen/routing/pool.py",
 )
-"""What a request on the straight way runs. Modules with structs of msgspec, or with a class that others derive from
-(asyncio's protocols), stay as they are: mypyc's classes are no bases for those."""
+"""What a request on the straight way runs. Modules with structs of msgspec, or with a class whose base is a library's,
+stay as they are: mypyc's classes have no place there."""
 LIBRARY = "rbee__mypyc"
 _SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 _WORK = ".native"  # the same name at each build: it is in what the compiler writes
