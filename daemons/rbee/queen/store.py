@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from rbee.queen.database import Database, HiveRow, MemoryRow, Setup
+from rbee.queen.database import MOST_MEASURED, Database, HiveRow, MemoryRow, Setup
 from rbee.wire.errors import StorageUnavailable
 from rbee.wire.log import log
 
@@ -70,8 +70,11 @@ class Store:
         self._stirred.set()
 
     def note_memory(self, row: MemoryRow) -> None:
-        """Remember what a worker took some time soon; returns at once."""
+        """Remember what a worker took some time soon; returns at once. No more wait than the database keeps."""
+        self._owed_memory.pop(row.setup, None)
         self._owed_memory[row.setup] = row
+        if len(self._owed_memory) > MOST_MEASURED:
+            del self._owed_memory[next(iter(self._owed_memory))]
         self._stirred.set()
 
     async def memory(self) -> list[MemoryRow]:
@@ -157,7 +160,7 @@ class Store:
             return
         try:
             await self._call(self._database.put_memory, list(owed.values()))
-        except StorageUnavailable:
+        except (StorageUnavailable, asyncio.CancelledError):
             self._owed_memory = owed | self._owed_memory
             raise
 

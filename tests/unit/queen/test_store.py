@@ -9,11 +9,15 @@ import pytest
 from tests.unit.queen.conftest import Configured
 from tests.unit.queen.partners import until
 
-from rbee.queen.database import MIGRATIONS, Database, HiveRow
+from rbee.queen.database import MIGRATIONS, MOST_MEASURED, Database, HiveRow, MemoryRow, Setup
 from rbee.queen.store import Store
 from rbee.wire.errors import StorageUnavailable
 
 ROW = HiveRow("bee", "http://10.0.0.1:9200", "0.1.0", 100.0, 200.0)
+
+
+def taken(model: str) -> MemoryRow:
+    return MemoryRow(Setup(model, "", "cpu", 4, ""), 5, 1, 1.0)
 
 
 async def test_hives_and_aliases_outlive_the_queen(tmp_path: Path) -> None:
@@ -99,16 +103,19 @@ async def test_what_is_noted_while_the_disk_is_away_is_written_once_it_is_back(t
     database.close()
 
 
-async def test_a_note_that_is_being_written_when_the_store_closes_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["memory", "hive"])
+async def test_a_note_that_is_being_written_when_the_store_closes_is_written(tmp_path: Path, first: str) -> None:
     store = Store(tmp_path / "queen.db")
     await store.open()
     go_on = threading.Event()
     store._thread.submit(go_on.wait, 60.0)
+    if first == "memory":
+        store.note_memory(taken("a"))
     store.note_hive(ROW)
     store.note_declared({"a": 1.0})
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert not store._owed  # the writer has taken it, and waits for the thread
+    assert not (store._owed_memory if first == "memory" else store._owed)  # the writer has it, and awaits the thread
     closing = asyncio.create_task(store.close())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -117,6 +124,19 @@ async def test_a_note_that_is_being_written_when_the_store_closes_is_written(tmp
     database = Database(tmp_path / "queen.db")
     assert database.hives() == [ROW]
     assert database.once_declared() == {"a": 1.0}
+    assert database.memory() == ([taken("a")] if first == "memory" else [])
+    database.close()
+
+
+async def test_no_more_figures_wait_for_the_disk_than_it_is_to_keep(tmp_path: Path) -> None:
+    store = Store(tmp_path / "queen.db")
+    names = [str(number) for number in range(MOST_MEASURED + 1)]
+    for name in ("0", *names[1:-1], "0", names[-1]):
+        store.note_memory(taken(name))
+    await store.open()
+    await store.close()
+    database = Database(tmp_path / "queen.db")
+    assert {row.setup.model_ref for row in database.memory()} == set(names) - {"1"}
     database.close()
 
 
