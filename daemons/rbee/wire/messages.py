@@ -19,7 +19,8 @@ WorkerId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,64}\Z")]
 HiveId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?\Z")]
 Text = Annotated[str, Meta(max_length=512)]
 Url = Annotated[str, Meta(pattern=r"^https?://[A-Za-z0-9.\[\]:_-]+\Z", max_length=300)]
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""No more than SQLite, which keeps some of these, has bits for."""
 
 
 class WorkerState(enum.StrEnum):

@@ -83,6 +83,16 @@ async def test_a_worker_whose_hive_tells_no_figure_is_estimated_from_its_files(
         asking.cancel()
 
 
+async def test_a_figure_that_the_database_has_no_bits_for_is_refused(
+    queen: RunningQueen, worker: WorkerPartner
+) -> None:
+    figure, most = ready(1, url=worker.url), (1 << 63) - 1
+    assert (await queen.beat(msgspec.structs.replace(figure, memory_peak_bytes=most + 1)))["status"] == 400
+    assert (await queen.beat(msgspec.structs.replace(figure, memory_peak_bytes=most)))["status"] == 200
+    await until(lambda: not queen.core.store._owed_memory)
+    assert [row.peak_bytes for row in await queen.core.store.memory()] == [most]
+
+
 async def test_nodes_share_figures_of_fetched_models_and_not_of_folders(tmp_path: Path) -> None:
     measured = Measured(Store(tmp_path / "queen.db"))
     folder = "file:///models/large"
