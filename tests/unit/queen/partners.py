@@ -180,10 +180,14 @@ class WorkerPartner:
 
 @dataclass
 class HivePartner:
-    """Speaks a hive's routes and records what it was asked; ``surveyed`` counts questions for its catalogue."""
+    """Speaks a hive's routes and records what it was asked; ``surveyed`` counts questions for its catalogue.
+
+    ``forgotten`` are those of the workers that were ``stopped`` whose definitions were to be forgotten.
+    """
 
     spawned: list[dict[str, Any]] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
     answer: bytes = b'{"worker_id": "w", "state": "loading"}'
     status: int = 202
     tokens: list[str | None] = field(default_factory=list)
@@ -204,6 +208,8 @@ class HivePartner:
 
     async def stop(self, request: web.Request) -> web.StreamResponse:
         self.stopped.append(request.match_info["worker"])
+        if request.query.get("forget") == "true":
+            self.forgotten.append(request.match_info["worker"])
         return web.json_response({"state": "draining"})
 
     async def health(self, request: web.Request) -> web.StreamResponse:

@@ -198,3 +198,29 @@ async def test_who_ended_for_another_is_placed_anew_and_not_into_its_memory(
         await queen.tell(ready)
         assert [status for status, _ in await asyncio.gather(*asking)] == [200, 200, 200]
         assert (len(full.hive.spawned), len(roomy.hive.spawned)) == (0, 1)
+
+
+async def test_who_ended_for_another_and_is_kept_from_then_on_starts_again(
+    configured: Configured, worker: WorkerPartner
+) -> None:
+    config = declared()
+    async with configured(**config) as queen, machine() as node:
+        first = of(config, "first", IDLE, worker.url)
+        await queen.beat(first, api_url=node.hive.url)
+        asking = asyncio.create_task(ask(queen, "wanted"))
+        await until(lambda: node.hive.stopped)
+        node.free_mb = 20_000
+        stopped = msgspec.structs.replace(of(config, "first", STOPPED), reason="requested", since_unix=time.time())
+        await queen.tell(stopped)
+        await until(lambda: node.hive.spawned)
+        wanted = of(config, "wanted", IDLE, worker.url)
+        await queen.tell(msgspec.structs.replace(wanted, state=LOADING, url=None))
+        await queen.tell(wanted)
+        assert (await asking)[0] == 200
+        there = [one for one in (stopped, wanted) if one.worker_id not in node.hive.forgotten]
+        await queen.beat(*there, api_url=node.hive.url)
+        kept = msgspec.convert(declared(replicas={"min": 1})["models"], dict[str, DeclaredModel])
+        queen.core.reconfigure(msgspec.structs.replace(queen.core.config, models=kept))
+        queen.core.declared.sweep(asyncio.get_running_loop().time(), queen.core.admission.waiting_for)
+        await until(lambda: len(node.hive.spawned) == 2)
+        assert node.hive.spawned[1]["worker_id"] == first.worker_id

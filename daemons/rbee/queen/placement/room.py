@@ -71,7 +71,8 @@ class Room:
         )  # fmt: skip
         ended = self._ending.setdefault(key, asyncio.Event())
         try:
-            await self._hives.stop(worker.hive, one.worker_id)
+            # forgotten, for the declaration remembers it: one that is only stopped counts as stopped by a person
+            await self._hives.stop(worker.hive, one.worker_id, forget=True)
             async with asyncio.timeout(END_LIMIT_S):
                 await ended.wait()
         except (RbeeError, TimeoutError) as error:
