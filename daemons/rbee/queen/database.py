@@ -1,4 +1,4 @@
-"""What the queen remembers over a restart, in her SQLite file: hives, nodes, declarations, memory. Blocking calls."""
+"""What the queen remembers over a restart, in her SQLite file: one table for each kind. Blocking calls."""
 
 import time
 from collections.abc import Collection, Mapping

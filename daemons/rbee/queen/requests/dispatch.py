@@ -173,7 +173,7 @@ class Dispatcher:
 
         A try anew is paid for by the budget, and there is none once the worker is known to have been killed for its
         memory. Raises what :meth:`Admission.acquire` raises, RequestTimeout, WorkerUnreachable, AllSlotsBusy,
-        WorkerFailed, OutOfMemory, and InvalidRequest for a body that :func:`renamed` cannot read.
+        WorkerFailed and OutOfMemory.
         """
         own = after(self.limits.answer_s, time.time())
         call = _without_late_deadline(call, own)
