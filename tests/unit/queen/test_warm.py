@@ -295,3 +295,17 @@ async def test_warm_times_over_the_api_are_in_force_and_shown(queen: RunningQuee
     async with queen.client.put(f"{queen.url}/v2/declarations/{NAME}", json=BODY | {"warm": ["8-18"]}) as response:
         assert response.status == 400
         assert "warm[0]: '8-18' is no window" in await response.text()
+
+
+async def test_what_was_found_out_of_the_calendar_holds_while_others_declare(configured: Configured) -> None:
+    async with configured(models={NAME: BODY}) as queen:
+        declared = queen.core.declared
+        declared.sweep(0.0, queen.core.admission.waiting_for)
+        warm = declared._warm[NAME]
+        models = queen.core.config.models | {"another": DECLARED}
+        queen.core.reconfigure(msgspec.structs.replace(queen.core.config, models=models))
+        assert declared._warm[NAME] is warm
+        changed = models | {NAME: msgspec.structs.replace(DECLARED, warm=["00:00-24:00"])}
+        queen.core.reconfigure(msgspec.structs.replace(queen.core.config, models=changed))
+        assert (await queen.get(f"/v1/models/{NAME}"))[1]["warm"] == "1 kept warm"
+        assert set(declared._warm) == {NAME, "another"}

@@ -90,8 +90,13 @@ class DeclaredModels:
                 del self._lives[model]
             elif models[model] != self._models.get(model):
                 life.renew()
+        self._warm = {model: self._warm_times(model, declared) for model, declared in models.items() if declared.warm}
         self._models, self._ended = models, ended
-        self._warm = {model: WarmTimes(declared) for model, declared in models.items() if declared.warm}
+
+    def _warm_times(self, model: str, declared: DeclaredModel) -> WarmTimes:
+        """Those that there are where the declaration is as it was: what they found out of the calendar holds."""
+        known = self._warm.get(model)
+        return WarmTimes(declared) if known is None or declared != self._models.get(model) else known
 
     def __contains__(self, model: str) -> bool:
         return model in self._models
