@@ -16,15 +16,16 @@ from rbee.worker.engine.batch import host_kv
 from rbee.worker.engine.batch import shared as shared_decoder
 from rbee.worker.engine.batch.build import Batch
 from rbee.worker.engine.batch.decoders import BatchDecoder, Chunk, Token
-from rbee.worker.engine.batch.host_kv import KEPT_TOKENS, HostKv
+from rbee.worker.engine.batch.host_kv import KEPT_TOKENS, HostBlock, HostKv
 from rbee.worker.engine.batch.row import ChoiceStream, Row
-from rbee.worker.engine.batch.scores import DeviceScores, Selection, best_graph, take_graph
+from rbee.worker.engine.batch.scores import DeviceScores, RowScores, Selection, best_graph, take_graph
 from rbee.worker.engine.batch.shared import SharedDecoder
+from rbee.worker.engine.batch.stepper import Outcome
 from rbee.worker.engine.decoder import run_options
 from rbee.worker.engine.generation import GenerateRequest
 from rbee.worker.engine.runtime import runtime
 from rbee.worker.engine.sampling import Choice, SamplingParams
-from rbee.worker.engine.sessions import create_session
+from rbee.worker.engine.sessions import RunOptions, create_session
 
 GREEDY = SamplingParams(temperature=0.0)
 COMMON = tuple(int(token) for token in np.random.default_rng(3).integers(1, 256, 120))
@@ -71,12 +72,19 @@ def read(row: Row) -> list[int]:
     return row.tokens[len(row.request.prompt) :]
 
 
+def a_step(batch: Batch) -> list[tuple[Row, Outcome]]:
+    """Make one step; what it told."""
+    came: list[tuple[Row, Outcome]] = []
+    batch.stepper.step(came.extend)
+    return came
+
+
 def finish(batch: Batch, rows: list[Row], steps: int = 2000) -> None:
     """Step until every row has all its tokens, each reader reading at once."""
     for _ in range(steps):
         if all(row.chosen >= row.request.max_tokens for row in rows):
             return
-        for row, outcome in batch.stepper.step():
+        for row, outcome in a_step(batch):
             assert isinstance(outcome, Choice), outcome
             row.stream.taken += 1
     raise AssertionError("the batch does not come to an end")
@@ -124,7 +132,7 @@ async def test_rows_that_come_and_go_say_what_they_say_alone(small: Small) -> No
                     batch.stepper.submit(row)
                 if each.cancelled_after == step:
                     batch.stepper.drop(row)
-            batch.stepper.step()
+            a_step(batch)
         kept = [row for each, row in texts if each.cancelled_after is None or each.cancelled_after < each.after]
         finish(batch, kept)
         for row in kept:
@@ -212,7 +220,7 @@ async def test_a_row_whose_reader_is_far_behind_waits_and_the_others_go_on(
     for row in (slow, quick):
         batch.stepper.submit(row)
     while quick.chosen < quick.request.max_tokens:
-        for row, _ in batch.stepper.step():
+        for row, _ in a_step(batch):
             if row is quick:
                 row.stream.taken += 1
     assert slow.chosen == 12
@@ -224,6 +232,33 @@ async def test_a_row_whose_reader_is_far_behind_waits_and_the_others_go_on(
     assert read(slow) == small.alone(COMMON[:8], slow.request.max_tokens)
 
 
+async def test_nobody_waits_for_prompts_or_copies_of_others(shared: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = shared.batch(rows=2)
+    first, second = a_row(COMMON[:40], 3), a_row(COMMON[40:80], 1)
+    happened: list[str] = []
+    names = {first.key: "first", second.key: "second"}
+    real_read, real_save = batch.decoder.read, batch.decoder.save
+
+    def reads(chunks: list[Chunk], options: RunOptions) -> RowScores:
+        happened.append(f"read {' '.join(names[chunk.key] for chunk in chunks)}")
+        return real_read(chunks, options)
+
+    def saves(key: int, start: int, stop: int) -> list[HostBlock]:
+        happened.append(f"save {names[key]}")
+        return real_save(key, start, stop)
+
+    monkeypatch.setattr(batch.decoder, "read", reads)
+    monkeypatch.setattr(batch.decoder, "save", saves)
+    for row in (first, second):
+        batch.stepper.submit(row)
+        while row.chosen == 0:
+            batch.stepper.step(lambda came: happened.extend(f"tell {names[row.key]}" for row, _ in came))
+    assert happened[:3] == ["read first", "tell first", "save first"]
+    assert happened[3:5] == ["tell first", "read second"]
+    last = len(happened) - happened[::-1].index("read second")  # its prompt may be cut, as another text decodes
+    assert happened[last] == "tell second"
+
+
 async def test_more_rows_than_slots_wait_their_turn(small: Small) -> None:
     batch = small.batch(rows=2)
     rows = [a_row(COMMON[start : start + 6], 5) for start in range(5)]
@@ -231,7 +266,7 @@ async def test_more_rows_than_slots_wait_their_turn(small: Small) -> None:
         batch.stepper.submit(row)
     most = 0
     while any(row.chosen < 5 for row in rows):
-        batch.stepper.step()
+        a_step(batch)
         most = max(most, sum(row.cached > 0 and row.chosen < 5 for row in rows))
     assert most == 2
     assert [read(row) for row in rows] == [small.alone(row.request.prompt, 5) for row in rows]
@@ -252,7 +287,7 @@ async def test_one_row_at_fault_fails_alone(shared: Small, monkeypatch: pytest.M
         batch.stepper.submit(row)
     failed = []
     for _ in range(8):
-        failed += [row for row, outcome in batch.stepper.step() if isinstance(outcome, InferenceError)]
+        failed += [row for row, outcome in a_step(batch) if isinstance(outcome, InferenceError)]
     assert failed == [rows[1]]
     assert [read(row) for row in (rows[0], rows[2])] == [shared.alone(row.request.prompt, 4) for row in rows[::2]]
 

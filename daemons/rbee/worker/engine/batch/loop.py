@@ -68,7 +68,7 @@ class BatchLoop:
             self._stepper.drop(row)
         self._step_began = time.monotonic()
         try:
-            _tell(self._stepper.step())
+            self._stepper.step(_tell)
         finally:
             self._step_began = None
         return True
@@ -76,7 +76,8 @@ class BatchLoop:
     def _fail(self, error: BaseException) -> None:
         LOGGER.critical("the batch's thread failed", exc_info=error)
         lost = [*self._stepper.rows, *self._mailbox.close()]
-        _tell([(row, _ended()) for row in lost])
+        if lost:
+            _tell([(row, _ended()) for row in lost])
         self._on_failure(error if isinstance(error, RbeeError) else InternalError(f"the engine failed: {error!r}"))
 
 
@@ -86,8 +87,7 @@ def _ended() -> InferenceError:
 
 def _tell(came: Sequence[tuple[Row, Outcome]]) -> None:
     """Hand out what came of a step, with one call into the event loop."""
-    if came:
-        post(came[0][0].stream.loop, lambda: _deliver(came))
+    post(came[0][0].stream.loop, lambda: _deliver(came))
 
 
 def _deliver(came: Sequence[tuple[Row, Outcome]]) -> None:

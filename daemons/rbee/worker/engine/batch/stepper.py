@@ -1,4 +1,4 @@
-"""Steps a batch: admits rows, plans, runs the decoder, chooses tokens, and says what came of it. No thread, no loop."""
+"""Steps a batch: admits rows, plans, runs the decoder, chooses tokens, tells what came of it. No thread, no loop."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ from rbee.worker.engine.sampling import BatchSampler, Choice, NeedKind
 from rbee.worker.engine.sessions import RunOptions
 
 Outcome: TypeAlias = Choice | RbeeError
+Tell: TypeAlias = Callable[[Sequence[tuple[Row, Outcome]]], None]
+"""Takes rows with the tokens that were chosen for them, or with the errors that they failed with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Stepper:
         self._running: dict[int, Row] = {}
         self._pace = Pace()
         self._came: list[tuple[Row, Outcome]] = []
+        self._filled: list[Row] = []
+        self._over: list[Row] = []
 
     @property
     def rows(self) -> list[Row]:
@@ -73,8 +77,8 @@ class Stepper:
                 return True
         return bool(self._waiting) and self._fits([*self._running.values(), self._waiting[0]])
 
-    def step(self) -> list[tuple[Row, Outcome]]:
-        """Make one step: the tokens that were chosen, and the rows that failed with their error."""
+    def step(self, tell: Tell) -> None:
+        """Make one step. What came of it is told at once: nobody waits for other rows' prompts, nor for copies."""
         if self._waiting:
             self._admit()
         rows = list(self._running.values())
@@ -82,9 +86,26 @@ class Stepper:
         plan = plan_step(views, self._pace, most=self._decoder.most_tokens, whole=self._decoder.whole_prompts)
         self._make_room()
         self._decode([self._running[key] for key in plan.decode if key in self._running], alone=not plan.read)
+        self._hand_out(tell)
         self._read([part for part in plan.read if part.key in self._running], plan.reading_s)
+        self._hand_out(tell)
+        self._settle()
+
+    def _hand_out(self, tell: Tell) -> None:
         came, self._came = self._came, []
-        return came
+        if came:
+            tell(came)
+
+    def _settle(self) -> None:
+        """Keep what was computed for those who come later, and let go of the rows that are over."""
+        filled, self._filled = self._filled, []
+        over, self._over = self._over, []
+        for row in filled:
+            if row.key in self._running:
+                self._reuse.keep(row)
+        for row in over:
+            self._reuse.finish(row)
+            self.drop(row)
 
     def _admit(self) -> None:
         """Begin rows in the order they came, while slots and memory last; the short ones first within one step."""
@@ -133,6 +154,7 @@ class Stepper:
         counts = [min(part.count, row.pending) for part, row in zip(parts, rows, strict=True)]
         began = self._clock()
         self._advance(rows, counts, self._run_chunks)
+        self._filled = rows
         self._pace = self._pace.read(sum(counts), self._clock() - began, allowed_s)
 
     def _advance(
@@ -153,7 +175,6 @@ class Stepper:
             return
         for row, count in zip(rows, counts, strict=True):
             row.cached += count
-            self._reuse.keep(row)
         ready = [at for at, row in enumerate(rows) if row.pending == 0]
         self._choose([rows[at] for at in ready], scores.of(ready))
 
@@ -174,8 +195,7 @@ class Stepper:
                 continue
             self._came.append((row, outcome))
             if row.accept(outcome):
-                self._reuse.finish(row)
-                self.drop(row)
+                self._over.append(row)
 
     def _outcomes(self, keys: Sequence[int], scores: RowScores) -> list[Choice | InferenceError]:
         """Choose; from the best scores alone where they lie on a device and no row needs more."""
