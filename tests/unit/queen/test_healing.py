@@ -16,7 +16,7 @@ from rbee.queen.placement.life import REPLACE_AGAIN_S
 from rbee.queen.placement.replicas import was_declared, worker_id_of
 from rbee.queen.placement.scaling import SURPLUS_S
 from rbee.queen.routing.decision import Key
-from rbee.wire.declarations import DeclaredModel, Replacement
+from rbee.wire.declarations import DeclaredModel, Replacement, Replicas
 from rbee.wire.messages import WorkerReport, WorkerState
 
 IDLE, LOADING, STOPPED, FAILED = WorkerState.IDLE, WorkerState.LOADING, WorkerState.STOPPED, WorkerState.FAILED
@@ -309,3 +309,24 @@ async def test_the_last_worker_makes_way_where_progress_is_wanted_and_who_asks_m
 def test_how_workers_are_replaced_changes_none_of_them() -> None:
     progress = msgspec.structs.replace(DECLARED, replacement=Replacement.PROGRESS)
     assert worker_id_of(NAME, progress) == WORKER
+
+
+async def test_a_replacement_goes_on_while_it_is_said_anew_how_many_are_kept_and_when(
+    configured: Configured, worker: WorkerPartner
+) -> None:
+    two = msgspec.structs.replace(DECLARED, replicas=Replicas(1, 2))
+    changed = msgspec.structs.replace(two, slots=2)
+    async with configured(models={NAME: two}) as queen, hive_with(100) as hive:
+        await queen.beat(told(IDLE, url=worker.url), api_url=hive.url)
+        sweep(queen, now())
+        change(queen, changed)
+        sweep(queen, now())
+        await until(lambda: hive.spawned)
+        await queen.tell(told(LOADING, CHANGED_WORKER))
+        await settled(queen)
+        change(queen, msgspec.structs.replace(changed, warm=["00:00-24:00"]))
+        await queen.tell(told(IDLE, CHANGED_WORKER, url=worker.url))
+        sweep(queen, now())
+        await until(lambda: hive.stopped == [WORKER])
+        assert len(hive.spawned) == 1
+        assert not queen.core.declared._under_way

@@ -86,12 +86,18 @@ class DeclaredModels:
         Workers of a changed one are replaced, one after the other; those of one that is gone go on until they are idle.
         """
         for model, life in list(self._lives.items()):
-            if model not in models:
+            declared = models.get(model)
+            if declared is None:
                 del self._lives[model]
-            elif models[model] != self._models.get(model):
-                life.renew()
+            elif declared != self._models.get(model):
+                life.renew(declared.replicas.max if self._alike(model, declared) else 0)
         self._warm = {model: self._warm_times(model, declared) for model, declared in models.items() if declared.warm}
         self._models, self._ended = models, ended
+
+    def _alike(self, model: str, declared: DeclaredModel) -> bool:
+        """Whether workers of the model's declaration in force are those of ``declared``."""
+        known = self._models.get(model)
+        return known is not None and worker_id_of(model, known) == worker_id_of(model, declared)
 
     def _warm_times(self, model: str, declared: DeclaredModel) -> WarmTimes:
         """Those that there are where the declaration is as it was: what they found out of the calendar holds."""

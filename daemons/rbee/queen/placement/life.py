@@ -161,8 +161,13 @@ class Life:
     def _well(self) -> None:
         self.problem, self.stuck = "", False
 
-    def renew(self) -> None:
-        """The declaration changed: what failed before may work now."""
+    def renew(self, most_alike: int = 0) -> None:
+        """The declaration changed: what failed before may work now.
+
+        ``most_alike``: so many workers there may be that are those of the declaration before as well, which changed in
+        how many there are, and when, alone; a replacement under way by one of them goes on.
+        """
         self._well()
-        self.replacing = None
+        if self.replacing is not None and self.replacing.number > most_alike:
+            self.replacing = None
         self._not_before = self._replace_not_before = 0.0
