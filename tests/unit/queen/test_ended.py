@@ -9,7 +9,7 @@ import pytest
 from tests.unit.queen.conftest import Configured, RunningQueen
 from tests.unit.queen.partners import WorkerPartner, until
 from tests.unit.queen.test_declarations import delete, put
-from tests.unit.queen.test_healing import IDLE, KEPT, NAME, WORKER, now, sweep, told
+from tests.unit.queen.test_healing import IDLE, KEPT, NAME, STOPPED, WORKER, ask, now, sweep, told
 from tests.unit.queen.test_placement import hive_with
 
 from rbee.queen.database import MIGRATIONS, Database
@@ -120,6 +120,23 @@ async def test_nothing_ends_until_it_is_known_what_is_stored(
         assert not await ends(queen, worker, idle_s=IDLE_LIMIT_S)  # the API's declaration of it stands
         await delete(queen, NAME)
         assert await ends(queen, worker, idle_s=IDLE_LIMIT_S)
+
+
+async def test_one_that_its_hive_stopped_before_is_forgotten_and_not_started_again(configured: Configured) -> None:
+    async with configured(models={NAME: KEPT | {"replicas": {}}}) as queen, hive_with(100) as hive:
+        mine, theirs = told(STOPPED, reason="idle"), told(STOPPED, "theirs")
+        await queen.beat(mine, theirs, api_url=hive.url)
+        sweep(queen, now())
+        assert not queen.core.declared._drains.under_way
+        take_out(queen)
+        sweep(queen, now())
+        await until(lambda: hive.forgotten and not queen.core.declared._drains.under_way)
+        sweep(queen, now())  # its hive has not told yet that it is gone
+        assert not queen.core.declared._drains.under_way
+        assert hive.forgotten == [WORKER]
+        await queen.beat(api_url=hive.url)
+        assert (await ask(queen))[0] == 404
+        assert hive.spawned == []
 
 
 async def test_of_many_the_first_are_forgotten(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,7 @@ class DeclaredModels:
         self._under_way: dict[str, _Placing] = {}
         self._lives: dict[str, Life] = {}
         self._ended: Mapping[str, float | None] = {}
+        self._let_go: set[Key] = set()
         registry.listen(self._on_change)
 
     def configure(self, models: Mapping[str, DeclaredModel], ended: Mapping[str, float | None]) -> None:
@@ -233,10 +234,16 @@ class DeclaredModels:
             self._end_idle(model, limit_s or IDLE_S, now)
 
     def _end_idle(self, model: str, limit_s: float, now: float) -> None:
-        """End those workers of a model that is no longer declared that had no request for ``limit_s``."""
+        """End those workers of a model that is no longer declared that had no request for ``limit_s``.
+
+        One that has stopped is forgotten as well, once: requests would have it started again for good.
+        """
         for worker in self._registry.serving(model):
             ours = worker.report.managed and was_declared(model, worker.key.worker_id)
-            if ours and worker.state is WorkerState.IDLE and idle_s(worker, now) >= limit_s:
+            idle = worker.state is WorkerState.IDLE and idle_s(worker, now) >= limit_s
+            stopped = worker.state is WorkerState.STOPPED and worker.key not in self._let_go
+            if ours and (idle or stopped) and not worker.hive.stale:
+                self._let_go.add(worker.key)
                 self._drains.begin(worker.key, Why.IDLE)
 
     def _make(self, model: str, life: Life, move: Move, now: float) -> None:
@@ -274,6 +281,8 @@ class DeclaredModels:
 
     def _on_change(self, change: Change) -> None:
         key, report = change.worker.key, change.worker.report
+        if change.removed:
+            self._let_go.discard(key)
         placing = self._under_way.get(report.model or "")
         if placing is None or key.worker_id != placing.worker_id:
             return
