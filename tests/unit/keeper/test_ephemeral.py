@@ -155,10 +155,13 @@ def test_a_worker_that_does_not_stop_does_not_keep_the_others_up(
     assert "stopped worker h/other" in said
 
 
-def test_a_worker_whose_start_was_begun_and_is_in_no_list_yet_is_waited_for_and_stopped(tmp_path: Path) -> None:
+def test_a_worker_whose_start_was_begun_and_is_in_no_list_yet_is_waited_for_and_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     queen = Queen("before", late="placed")
     assert ended(tmp_path, queen).left == []
     assert queen.states == {"before": "idle", "placed": "stopped"}
+    assert capsys.readouterr().err.count("waiting, for 60 s at most: the queen has begun to start 1 worker\n") == 1
 
 
 def test_where_starts_go_on_and_on_the_workers_that_are_known_are_stopped_all_the_same(

@@ -9,10 +9,12 @@ from typing import TypeVar
 
 import msgspec
 
+from rbee.host.notify import counted
 from rbee.keeper import session
 from rbee.keeper.client import Daemon
 from rbee.keeper.lifecycle import EVENTS, heard
 from rbee.keeper.nodes.failures import StepFailed
+from rbee.keeper.render import say
 from rbee.wire.nodes import Node, NodeStatus
 
 T = TypeVar("T")
@@ -84,13 +86,19 @@ def await_hives(count: int, limit_s: float) -> None:
 
 
 def await_starts(limit_s: float) -> None:
-    """Wait until each start of a worker that the queen began is told of by a hive, or came to nothing.
+    """Wait until each start of a worker that the queen began is told of by a hive, or came to nothing; say so once.
 
     Raises StepFailed.
     """
+    told = False
 
     async def look(queen: Daemon) -> bool | None:
-        return (await queen.call("GET", "/health", _Health)).starting == 0 or None
+        nonlocal told
+        starting = (await queen.call("GET", "/health", _Health)).starting
+        if starting and not told:
+            told = True
+            say(f"waiting, for {limit_s:g} s at most: the queen has begun to start {counted(starting, 'worker')}")
+        return starting == 0 or None
 
     session.run(
         _await(look, limit_s, f"the queen has starts of workers under way for {limit_s:g} s: see 'rbee worker list'")
