@@ -84,7 +84,7 @@ class Server:
             self._transports.append(transport)
             try:
                 transport.start_server(server=Shell(self._accepted))
-            except (paramiko.SSHException, EOFError):
+            except (paramiko.SSHException, EOFError, OSError):  # who looks at the key alone hangs up at once
                 transport.close()
 
     def close(self) -> None:
