@@ -57,10 +57,11 @@ class Catalogue:
 
     async def close(self) -> None:
         """Close the file; a disk that does not answer in time holds up nothing else that is to be closed."""
-        try:
-            async with asyncio.timeout(CLOSE_LIMIT_S):
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
-        except TimeoutError:
+        closing = asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
+        await asyncio.wait({closing}, timeout=CLOSE_LIMIT_S)  # not cut off: it is closed once the disk answers
+        if closing.done():
+            await closing
+        else:
             log(LOGGER, logging.WARNING, "the catalogue is not closed: its disk does not answer", limit_s=CLOSE_LIMIT_S)
         self._thread.shutdown(wait=False)
 

@@ -170,6 +170,8 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_end(bench: Bench, monkeypa
         await bench.close()
     assert not hanging.done()
     answers.set()
+    await asyncio.to_thread(bench.store.catalogue._thread.shutdown)  # until the file is closed after all
+    assert bench.store.catalogue._file._connection is None
 
 
 async def test_a_model_that_is_removed_while_its_download_puts_it_in_place_is_gone(
