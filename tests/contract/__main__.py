@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -36,6 +37,7 @@ def main() -> int:
     unknown = set(options.daemons) - DAEMONS.keys()
     if unknown:
         parser.error(f"no daemon is called {', '.join(sorted(unknown))}: choose of {', '.join(DAEMONS)}")
+    logging.getLogger("rbee").setLevel(logging.ERROR)  # thousands of refusals are what is asked for
     return asyncio.run(fuzz(options.daemons or list(DAEMONS), options.program, options.seconds, options.seed))
 
 
