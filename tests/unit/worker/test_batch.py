@@ -1,6 +1,7 @@
 """The batch's rows say what each of them says alone, whoever comes and goes beside them."""
 
-from dataclasses import dataclass
+import resource
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -356,6 +357,19 @@ def test_a_slot_gives_the_memory_of_many_tokens_back(shared: Small, length: int)
     for buffer in kv._buffers:
         assert (buffer[0] == 1).all()
         assert (buffer[1] == (length <= KEPT_TOKENS)).all()  # memory that was given back reads as zeros
+
+
+def test_buffers_begin_small_where_the_kernel_gives_no_memory_that_is_not_filled(shared: Small) -> None:
+    large = [replace(pair, empty_shape=(1, 64, 0, 1024)) for pair in shared.layout.pairs]
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    has_now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (has_now + (1 << 30), limits[1]))
+    try:
+        kv = HostKv(large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert (kv.least_slots, kv.least_capacity) == (1, 256)
+    assert (HostKv.least_slots, HostKv(shared.layout.pairs).least_slots) == (8, 8)
 
 
 async def test_the_best_of_scores_on_a_device_and_what_is_no_number() -> None:

@@ -18,6 +18,15 @@ KEPT_TOKENS = 256
 """Memory for so many tokens stays with a slot whose row has ended: the next one has it without faults of pages."""
 
 
+def _may_have(size: int) -> bool:
+    """Whether the kernel gives so much memory that is not filled: vm.overcommit_memory may forbid it."""
+    try:
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError:
+        return False
+    return True
+
+
 def cut(values: Sequence[Array]) -> list[HostBlock]:
     """Tensors (heads, tokens, head size) of some whole blocks, as copies of a block each."""
     starts = range(0, values[0].shape[1], BLOCK_TOKENS)
@@ -31,6 +40,11 @@ class HostKv:
 
     def __init__(self, pairs: Sequence[CachePair]) -> None:
         self._pairs = pairs
+        token_bytes = sum(
+            pair.empty_shape[1] * pair.empty_shape[3] * numpy_type(pair.element).itemsize for pair in pairs
+        )
+        if not _may_have(self.least_slots * self.least_capacity * token_bytes):
+            self.least_slots, self.least_capacity = 1, 256
         self._pages: list[mmap.mmap] = []
         self._buffers = [self._empty(pair, 0, 0) for pair in pairs]
 
