@@ -12,7 +12,7 @@ from tests.contract.hive import fuzz_hive
 from tests.contract.queen import fuzz_queen
 from tests.contract.worker import fuzz_worker
 
-DAEMONS = {"queen": (fuzz_queen, 40), "hive": (fuzz_hive, 25), "worker": (fuzz_worker, 25)}
+DAEMONS = {"queen": (fuzz_queen, 30), "hive": (fuzz_hive, 15), "worker": (fuzz_worker, 15)}
 """How each is fuzzed, and for how many seconds unless they are named."""
 
 

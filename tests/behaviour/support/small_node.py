@@ -16,12 +16,13 @@ from rbee.host import machine
 CHILDREN = Path(f"/proc/self/task/{os.getpid()}/children")
 
 
-def memory():
+def amounts(file):
     total, each = int(os.environ["NODE_BYTES"]), int(os.environ["WORKER_BYTES"])
     return {"MemTotal": total, "MemAvailable": max(0, total - each * len(CHILDREN.read_text().split()))}
 
 
-machine._memory = memory
+assert machine._amounts
+machine._amounts = amounts
 main()
 """
 """The hive as it is, but for what the kernel tells of memory: each of its children holds WORKER_BYTES of NODE_BYTES."""
