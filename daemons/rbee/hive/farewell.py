@@ -16,16 +16,18 @@ from rbee.wire.messages import WorkerReport, WorkerState
 LOGGER = logging.getLogger(__name__)
 TOGETHER_S = 1.0
 _LIST_LIMIT_S = 2.0
-_ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
+
+
+def _goes(state: WorkerState) -> bool:
+    return state.ended or state is WorkerState.DRAINING
 
 
 def going_too(reports: list[WorkerReport], since_unix: float) -> set[str]:
     """The workers that began to stop, or have stopped, since ``since_unix``; those never started do not count."""
-    gone = (WorkerState.DRAINING, *_ENDED)
     return {
         report.worker_id
         for report in reports
-        if report.managed and report.state in gone and report.since_unix >= since_unix and report.invocation_id
+        if report.managed and _goes(report.state) and report.since_unix >= since_unix and report.invocation_id
     }
 
 
@@ -69,5 +71,5 @@ async def _count(table: WorkerTable, leaving: set[str], news: asyncio.Event) -> 
 
 def _ended(table: WorkerTable, workers: set[str]) -> set[str]:
     """Those of ``workers`` that have ended, or are not known any more."""
-    alive = {report.worker_id for report in table.reports() if report.state not in _ENDED}
+    alive = {report.worker_id for report in table.reports() if not report.state.ended}
     return workers - alive

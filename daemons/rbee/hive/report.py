@@ -17,7 +17,6 @@ _OF_MEMORY = (
     "threads", "max_context", "gpu_mem_limit_mb", "kv_cache_mb", "prefix_cache_mb", "max_batch_tokens", "max_batch",
 )  # fmt: skip
 """The settings of a definition that the memory of its worker depends on, besides model, backend and slots."""
-_ENDED = (WorkerState.FAILED, WorkerState.STOPPED)
 
 
 @dataclass(slots=True)
@@ -91,7 +90,7 @@ def state_and_reason(worker: Worker) -> tuple[WorkerState, str]:
         busy=worker.busy_slots > 0,
         stop_reason=worker.stop_reason,
     )
-    if state in _ENDED and worker.fetching is not None:
+    if state.ended and worker.fetching is not None:
         return WorkerState.LOADING, ""
     if state is WorkerState.STOPPED and worker.fetch_failure:
         return WorkerState.FAILED, worker.fetch_failure
@@ -107,9 +106,9 @@ def make_report(worker: Worker, hive_id: str, boot_id: str, revision: int) -> Wo
         return _external_report(worker, worker.external, state, reason, hive_id, boot_id, revision)
     unit, facts = worker.unit, worker.facts
     spec = None if worker.definition is None else worker.definition.spec
-    told = worker.definition.problem if worker.definition is not None and state in _ENDED else ""
+    told = worker.definition.problem if worker.definition is not None and state.ended else ""
     resident, peak = _memory(worker, state)
-    runs = facts if spec is None or state not in _ENDED else None  # one that ended is what its next start would be
+    runs = facts if spec is None or not state.ended else None  # one that ended is what its next start would be
     return WorkerReport(
         worker_id=worker.worker_id,
         hive_id=hive_id,
@@ -199,7 +198,7 @@ def _progress(worker: Worker, state: WorkerState) -> Progress | None:
 
 def _memory(worker: Worker, state: WorkerState) -> tuple[int, int]:
     """Bytes that it held when it became ready, and the most until then; of its GPU where it runs on one."""
-    if worker.facts is None or state in _ENDED:
+    if worker.facts is None or state.ended:
         return 0, 0
     if worker.facts.backend is Backend.CUDA:
         return worker.gpu_bytes, worker.gpu_bytes

@@ -20,7 +20,7 @@ from rbee.keeper.nodes.wait import Since, await_hives, await_report, await_start
 from rbee.keeper.render import say
 from rbee.keeper.workers import all_workers
 from rbee.wire.errors import RbeeError
-from rbee.wire.messages import WorkerReport, WorkerState
+from rbee.wire.messages import WorkerReport
 from rbee.wire.nodes import Node, NodeStatus
 
 QUEEN_UNITS = ("rbee-queen.socket", "rbee-queen.service")
@@ -28,7 +28,6 @@ _HERE = ("http://127.0.0.1:8080", "/run/rbee/queen.sock")
 _AT_ONCE = 8
 STARTS_LIMIT_S = 60.0
 """Facts of every hive are gathered, the order given, and its first report awaited for so long at most."""
-_DOWN = (WorkerState.STOPPED, WorkerState.FAILED)
 _Key = tuple[str, str]
 
 
@@ -212,7 +211,7 @@ def _up() -> list[WorkerReport]:
         async with session.queen() as daemon:
             return await all_workers(daemon)
 
-    return [worker for worker in session.run(ask()) if worker.state not in _DOWN]
+    return [worker for worker in session.run(ask()) if not worker.state.ended]
 
 
 def end_workers(ends: Ends, before: set[_Key], model: str, hives: set[str] | None) -> None:

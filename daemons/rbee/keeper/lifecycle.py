@@ -25,7 +25,6 @@ _QUIET_LIMIT_S = 300.0
 _HEAD_LIMIT_S = 10.0
 _ORDER_LIMIT_S = 45.0
 """The queen tries a hive three times for 10 s each before she says that it cannot be reached."""
-_ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
 _MOST_LINE = 1 << 20
 _DATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
 
@@ -60,7 +59,7 @@ async def restart(daemon: Daemon, worker_id: str, hive_id: str | None, *, wait: 
     """Stop a worker, wait until it has ended, and start it again."""
     async with daemon:
         worker = await one_worker(daemon, worker_id, hive_id)
-        if worker.state not in _ENDED:
+        if not worker.state.ended:
             await _stop(daemon, worker, wait=True)
         return await _spawn(daemon, SpawnRequest(worker_id=worker_id, hive_id=worker.hive_id), wait=wait)
 
@@ -73,7 +72,7 @@ async def begin_anew(daemon: Daemon, worker_id: str, hive_id: str, order: Callab
     """
     async with daemon:
         worker = await one_worker(daemon, worker_id, hive_id)
-        if worker.state in _ENDED:
+        if worker.state.ended:
             return False
         before = worker.invocation_id
         began = asyncio.get_running_loop().time()
@@ -127,7 +126,7 @@ async def _stop(daemon: Daemon, worker: WorkerReport, *, wait: bool) -> dict[str
             worker.worker_id,
             worker.hive_id,
             act,
-            lambda found: found is None or found.state in _ENDED,
+            lambda found: found is None or found.state.ended,
             screen,
         )
     return {"worker_id": worker.worker_id, "state": WorkerState.STOPPED.value}

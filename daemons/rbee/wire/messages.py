@@ -44,8 +44,15 @@ class WorkerState(enum.StrEnum):
         """Whether a worker in this state takes requests."""
         return self is _IDLE or self is _BUSY
 
+    @property
+    def ended(self) -> bool:
+        """Whether a worker in this state does not run any more, or never did."""
+        return self is _STOPPED or self is _FAILED
 
-_IDLE, _BUSY = WorkerState.IDLE, WorkerState.BUSY  # an enum's member costs a look-up by name each time
+
+# an enum's member costs a look-up by name each time
+_IDLE, _BUSY = WorkerState.IDLE, WorkerState.BUSY
+_STOPPED, _FAILED = WorkerState.STOPPED, WorkerState.FAILED
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -11,7 +11,6 @@ from rbee.queen.routing.decision import Key
 from rbee.queen.routing.metrics import PlacingMetrics
 from rbee.wire.errors import RbeeError
 from rbee.wire.log import log
-from rbee.wire.messages import WorkerState
 from rbee.wire.tasks import TaskOwner
 
 LOGGER = logging.getLogger(__name__)
@@ -19,7 +18,6 @@ QUIET_LIMIT_S = 600.0
 """Requests under way are awaited for so long; the worker itself cuts off what is left after its own limit."""
 END_LIMIT_S = 60.0
 """A worker drains for 27 s and is killed after 30 s."""
-_ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
 
 
 class Drains:
@@ -78,7 +76,7 @@ class Drains:
         self._changed[key].clear()
 
     def _is_over(self, worker: Worker) -> bool:
-        return self._registry.worker(worker.key) is not worker or worker.report.state in _ENDED
+        return self._registry.worker(worker.key) is not worker or worker.report.state.ended
 
     def _on_change(self, change: Change) -> None:
         if self._changed and change.worker.key in self._changed:

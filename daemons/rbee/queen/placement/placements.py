@@ -32,7 +32,6 @@ LOGGER = logging.getLogger(__name__)
 REPORT_LIMIT_S = 15.0
 """How long a promise waits for the first word of its worker."""
 REMEMBERED = 1000
-_ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ class Placements:
         need = _need_of(worker)
         if need is not None:
             decision, sizes = await self._settle(need, [worker.hive], worker.key.worker_id, proven=True)
-            if wants_memory(decision) and worker.report.state in _ENDED:  # none has started it meanwhile
+            if wants_memory(decision) and worker.report.state.ended:  # none has started it meanwhile
                 error = refusal(decision)
                 self._tell_refusal(error, worker.key.worker_id)
                 raise error from NoPlace(decision, sizes)
@@ -202,7 +201,7 @@ class Placements:
         for key, promise in list(self._promises.items()):
             worker = self._registry.worker(key)
             loads = worker is not None and worker.state is WorkerState.LOADING
-            silent = worker is None or worker.state in _ENDED
+            silent = worker is None or worker.state.ended
             if loads or (silent and now - promise.made < REPORT_LIMIT_S):
                 owed.setdefault(key.hive_id, []).append(promise.option)
             else:

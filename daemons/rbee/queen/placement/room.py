@@ -23,7 +23,6 @@ LOGGER = logging.getLogger(__name__)
 END_LIMIT_S = 60.0
 """A worker drains for 27 s and is killed after 30 s."""
 _UNKNOWN_LOAD_S = 10.0
-_ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
 
 
 class Room:
@@ -84,7 +83,7 @@ class Room:
         return True
 
     def _on_change(self, change: Change) -> None:
-        if self._ending and (change.removed or change.worker.report.state in _ENDED):
+        if self._ending and (change.removed or change.worker.report.state.ended):
             ended = self._ending.get(change.worker.key)
             if ended is not None:
                 ended.set()

@@ -14,7 +14,6 @@ SURPLUS_S = 60.0
 SPARE = 0.5
 """One worker is one too many where the others would be used up to this share of their slots."""
 _NO_KEY = Key("", "")
-_ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Replica:
     @property
     def up(self) -> bool:
         """Whether it serves, or is about to."""
-        return not self.lost and self.state not in _ENDED
+        return not self.lost and not self.state.ended
 
     def stays_stopped(self, least: int) -> bool:
         """Whether a person stopped it, it being one of the ``least`` that are kept otherwise."""

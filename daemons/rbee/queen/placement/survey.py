@@ -14,7 +14,7 @@ from rbee.queen.hives.client import HiveClient
 from rbee.queen.placement.decision import Device, Need, Node, Option
 from rbee.queen.registry.rows import Hive
 from rbee.wire.errors import RbeeError
-from rbee.wire.messages import GpuFacts, MachineFacts, WorkerState
+from rbee.wire.messages import GpuFacts, MachineFacts
 from rbee.wire.model_messages import ModelRow, ModelRows
 from rbee.wire.worker_spec import Backend
 
@@ -22,7 +22,6 @@ ASKED_AT_ONCE = 32
 ASK_LIMIT_S = 3.0
 PROBE_LIMIT_S = 20.0
 """A hive tries its providers in a process of its own at the first question, and keeps the answer."""
-_ENDED = (WorkerState.STOPPED, WorkerState.FAILED)
 _NO_MACHINE = MachineFacts("", 1, 0, 0, 0, 0)
 
 
@@ -111,7 +110,7 @@ async def _backends(client: HiveClient, hive: Hive, machine: MachineFacts, need:
 
 def _node(hive: Hive, need: Need, answers: _Answers, promised: list[Option]) -> Node:
     machine = answers.machine
-    up = [worker.report for worker in hive.workers.values() if worker.state not in _ENDED]
+    up = [worker.report for worker in hive.workers.values() if not worker.state.ended]
     return Node(
         name=hive.hive_id,
         ram_free_bytes=machine.ram_available_bytes - _owed(promised, None),
