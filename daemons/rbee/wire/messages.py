@@ -138,6 +138,13 @@ class WorkerReport(msgspec.Struct, frozen=True):
     memory_settings: Text = ""
     sent_unix: float = 0.0
 
+    @property
+    def load_s(self) -> float | None:
+        """Seconds from the start of the unit until the worker was ready; None where one of the two is not known."""
+        if self.ready_unix is None or self.spawned_unix is None:
+            return None
+        return max(0.0, self.ready_unix - self.spawned_unix)
+
 
 class ReadyCallback(WorkerReport, frozen=True):
     """POST /v2/workers/ready: a report in which what a ready worker must have is required by the queen's edge."""

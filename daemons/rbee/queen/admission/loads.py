@@ -30,10 +30,11 @@ class LoadTimes:
 
     def note(self, report: WorkerReport) -> None:
         """A worker became ready."""
-        if report.spawned_unix is None or report.ready_unix is None or report.ready_unix <= report.spawned_unix:
+        took_s = report.load_s
+        if not took_s:
             return
         key = Key(report.hive_id, report.worker_id)
-        self._loads.setdefault(key, deque(maxlen=KEPT)).append(report.ready_unix - report.spawned_unix)
+        self._loads.setdefault(key, deque(maxlen=KEPT)).append(took_s)
         self._loads.move_to_end(key)
         if len(self._loads) > MOST_WORKERS:
             self._loads.popitem(last=False)

@@ -98,18 +98,10 @@ def _replica(worker: Worker, model: str, number: int | None, now: float, drains:
         slots=worker.slots,
         idle_s=idle_s(worker, now),
         ready_unix=report.ready_unix or 0.0,
-        load_s=load_s(worker),
+        load_s=report.load_s if report.state.ready else None,
         doubtful=back is not None and now - back < DOUBTFUL_S,
         reason=report.reason,
     )
-
-
-def load_s(worker: Worker) -> float | None:
-    """Seconds from the start of the worker's unit until it was ready; None where it is not, or nobody knows."""
-    report = worker.report
-    if not report.state.ready or report.ready_unix is None or report.spawned_unix is None:
-        return None
-    return max(0.0, report.ready_unix - report.spawned_unix)
 
 
 def idle_s(worker: Worker, now: float) -> float:
