@@ -21,6 +21,11 @@ class CachePair:
     element: str
     empty_shape: tuple[int, ...]
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token."""
+        return self.empty_shape[1] * self.empty_shape[3] * numpy_type(self.element).itemsize
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayout:
@@ -44,8 +49,7 @@ class DecoderLayout:
     @property
     def token_bytes(self) -> int:
         """Bytes of keys and values of one token."""
-        sizes = ((pair.empty_shape[1] * pair.empty_shape[3], numpy_type(pair.element)) for pair in self.pairs)
-        return sum(values * element.itemsize for values, element in sizes)
+        return sum(pair.token_bytes for pair in self.pairs)
 
 
 def read_layout(facts: FolderFacts) -> DecoderLayout:

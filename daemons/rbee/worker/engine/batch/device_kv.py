@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rbee.worker.engine.batch.host_kv import HostBlock, cut
+from rbee.worker.engine.batch.host_kv import SMALLEST_CAPACITY, HostBlock, cut
 from rbee.worker.engine.decoder import CachePair
 from rbee.worker.engine.onnx_writer import SmallGraph
 from rbee.worker.engine.sessions import Binding, Session, device_buffer, numpy_type, run_bound
@@ -44,7 +44,7 @@ class _Rows:
 class DeviceKv:
     """Implements what HostKv does on a device of the runtime; ``window`` is a session of :func:`window_graph` there."""
 
-    least_slots, least_capacity = 1, 256
+    least_slots, least_capacity = 1, SMALLEST_CAPACITY
 
     def __init__(self, pairs: Sequence[CachePair], window: Session, device: str, device_id: int) -> None:
         self._pairs = pairs

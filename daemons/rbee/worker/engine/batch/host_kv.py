@@ -14,8 +14,10 @@ from rbee.worker.engine.sessions import Array, Binding, numpy_type
 HostBlock: TypeAlias = tuple[Array, ...]
 """Some tokens' keys and values of one row, a tensor (heads, tokens, head size) for each pair of the cache."""
 
-KEPT_TOKENS = 256
-"""Memory for so many tokens stays with a slot whose row has ended: the next one has it without faults of pages."""
+SMALLEST_CAPACITY = 256
+"""Tokens: rows are counted, and what shows their lengths is made, in powers of two times so many."""
+KEPT_TOKENS = SMALLEST_CAPACITY
+"""Memory for so many tokens, which are counted anyway, stays with a slot whose row has ended, for the next one."""
 
 
 def _may_have(size: int) -> bool:
@@ -40,11 +42,8 @@ class HostKv:
 
     def __init__(self, pairs: Sequence[CachePair]) -> None:
         self._pairs = pairs
-        token_bytes = sum(
-            pair.empty_shape[1] * pair.empty_shape[3] * numpy_type(pair.element).itemsize for pair in pairs
-        )
-        if not _may_have(self.least_slots * self.least_capacity * token_bytes):
-            self.least_slots, self.least_capacity = 1, 256
+        if not _may_have(self.least_slots * self.least_capacity * sum(pair.token_bytes for pair in pairs)):
+            self.least_slots, self.least_capacity = 1, SMALLEST_CAPACITY
         self._pages: list[mmap.mmap] = []
         self._buffers = [self._empty(pair, 0, 0) for pair in pairs]
 

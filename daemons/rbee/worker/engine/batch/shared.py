@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rbee.worker.engine.batch.decoders import Chunk, Token
-from rbee.worker.engine.batch.host_kv import HostBlock
+from rbee.worker.engine.batch.host_kv import SMALLEST_CAPACITY, HostBlock
 from rbee.worker.engine.batch.memory import Memory
 from rbee.worker.engine.batch.plan import MOST_TOKENS, contiguous_runs
 from rbee.worker.engine.batch.scores import RowScores
@@ -18,8 +18,6 @@ from rbee.worker.engine.decoder import DecoderLayout
 from rbee.worker.engine.last_scores import PLACES
 from rbee.worker.engine.sessions import Array, Binding, RunOptions, Session, numpy_type, run_bound
 
-SMALLEST_CAPACITY = 256
-"""Tokens: rows are counted, and what shows their lengths is made, in powers of two times so many."""
 MOST_SCORES_BYTES = 256 << 20
 
 
