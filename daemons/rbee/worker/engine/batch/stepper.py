@@ -50,7 +50,6 @@ class Stepper:
         self._running: dict[int, Row] = {}
         self._pace = Pace()
         self._came: list[tuple[Row, Outcome]] = []
-        self._filled: list[Row] = []
         self._over: list[Row] = []
 
     @property
@@ -79,26 +78,26 @@ class Stepper:
 
     def step(self, tell: Tell) -> None:
         """Make one step. What came of it is told at once: nobody waits for other rows' prompts, nor for copies."""
-        if self._waiting:
-            self._admit()
+        self._admit()
         rows = list(self._running.values())
         views = [row.view(deferred=self._reuse.waits(row, rows)) for row in rows]
         plan = plan_step(views, self._pace, most=self._decoder.most_tokens, whole=self._decoder.whole_prompts)
         self._make_room()
         self._decode([self._running[key] for key in plan.decode if key in self._running], alone=not plan.read)
         self._hand_out(tell)
-        self._read([part for part in plan.read if part.key in self._running], plan.reading_s)
+        parts = [part for part in plan.read if part.key in self._running]
+        filled = [self._running[part.key] for part in parts]
+        self._read(parts, filled, plan.reading_s)
         self._hand_out(tell)
-        self._settle()
+        self._settle(filled)
 
     def _hand_out(self, tell: Tell) -> None:
         came, self._came = self._came, []
         if came:
             tell(came)
 
-    def _settle(self) -> None:
-        """Keep what was computed for those who come later, and let go of the rows that are over."""
-        filled, self._filled = self._filled, []
+    def _settle(self, filled: Sequence[Row]) -> None:
+        """Keep what was computed of prompts for those who come later, and let go of the rows that are over."""
         over, self._over = self._over, []
         for row in filled:
             if row.key in self._running:
@@ -145,16 +144,14 @@ class Stepper:
         self._advance(rows, [1] * len(rows), self._run_tokens)
         self._pace = self._pace.decoded(self._clock() - began, alone=alone)
 
-    def _read(self, parts: Sequence[Part], allowed_s: float | None) -> None:
+    def _read(self, parts: Sequence[Part], rows: Sequence[Row], allowed_s: float | None) -> None:
         if not parts:
             return
-        rows = [self._running[part.key] for part in parts]
         for row in rows:
             self._reuse.take(row)
         counts = [min(part.count, row.pending) for part, row in zip(parts, rows, strict=True)]
         began = self._clock()
         self._advance(rows, counts, self._run_chunks)
-        self._filled = rows
         self._pace = self._pace.read(sum(counts), self._clock() - began, allowed_s)
 
     def _advance(
