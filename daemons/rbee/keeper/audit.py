@@ -1,6 +1,6 @@
 """The audit logs of this machine as the command reads them: where they lie, and which entries are wanted. Blocking."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,18 @@ def logs(folders: Sequence[Path]) -> list[list[Path]]:
 
 def entries(files: Sequence[Path], wanted: Wanted) -> Iterator[dict[str, Any]]:
     """The wanted entries of a log's files in their order; raises CommandFailed for one that cannot be read."""
+    return fitting((raw for _, _, raw in lines_of(files)), wanted, files[-1])
+
+
+def fitting(lines: Iterable[bytes], wanted: Wanted, place: Path) -> Iterator[dict[str, Any]]:
+    """The wanted entries among lines of the log at ``place``; raises CommandFailed where they cannot be read."""
     try:
-        for _, _, raw in lines_of(files):
+        for raw in lines:
             fields = fields_of(raw)
             if fields is not None and wanted.fits(fields):
                 yield fields
     except OSError as error:
-        raise unreadable(Path(str(error.filename)), error) from error
+        raise unreadable(Path(str(error.filename or place)), error) from error
 
 
 def unreadable(path: Path, error: OSError) -> CommandFailed:

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from rbee.host.audit.chain import FILE_NAME, fields_of, files_of
-from rbee.keeper.audit import Wanted, unreadable
+from rbee.host.audit.chain import FILE_NAME, files_of
+from rbee.keeper.audit import Wanted, fitting
 from rbee.keeper.failure import CommandFailed
 
 _CHUNK = 1 << 16
@@ -29,13 +29,7 @@ class Reader:
 
     def entries(self, wanted: Wanted) -> Iterator[dict[str, Any]]:
         """The wanted entries that are new; raises CommandFailed where a file cannot be read."""
-        try:
-            for raw in self._lines():
-                fields = fields_of(raw)
-                if fields is not None and wanted.fits(fields):
-                    yield fields
-        except OSError as error:
-            raise unreadable(Path(str(error.filename or self._folder)), error) from error
+        return fitting(self._lines(), wanted, self._folder)
 
     def close(self) -> None:
         """Close the file in hand."""
